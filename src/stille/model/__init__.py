@@ -1,0 +1,16 @@
+"""The model: configuration, decoder, checkpoints in and out.
+
+Importing this package registers the architecture with transformers: `AutoConfig`, `AutoModel` and
+`AutoModelForCausalLM` then load saved Stille folders.
+"""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from stille.model.config import StilleConfig
+from stille.model.decoder import StilleForCausalLM, StilleModel
+
+AutoConfig.register(StilleConfig.model_type, StilleConfig, exist_ok=True)
+AutoModel.register(StilleConfig, StilleModel, exist_ok=True)
+AutoModelForCausalLM.register(StilleConfig, StilleForCausalLM, exist_ok=True)
+
+__all__ = ["StilleConfig", "StilleForCausalLM", "StilleModel"]
