@@ -1,0 +1,198 @@
+"""Settings of one engine, checked when they are made and completed once the model is known."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from stille.errors import ConfigError, UnsupportedError
+
+PAGE_SIZE = 64
+"""Tokens per KV-cache page."""
+
+DTYPES = ("auto", "fp32", "bf16", "fp16", "int8", "int4")
+DEVICES = ("auto", "cpu", "cuda")
+ATTENTION = ("full",)
+
+_CPU_CACHE_BYTES = 384 << 20
+_CPU_CACHE_TOKENS_AT_LEAST = 8192
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Everything that shapes an engine. `None` means: choose when the model and the machine are known.
+
+    Attributes:
+        model: a name known to `stille.model.store`, a Hugging Face repository id, a folder or a .gguf file.
+        dtype: weights and arithmetic. auto = bf16 on CUDA, int4 on CPU; fp32 is the exactness mode.
+        device: auto takes CUDA if there is one.
+        max_model_len: most tokens (prompt and answer) of one sequence; None = what the model and the cache allow.
+        max_num_seqs: most sequences computed together; None = 256 on CUDA, 32 on CPU.
+        max_num_batched_tokens: most tokens computed in one step; None = 8192 on CUDA, 512 on CPU.
+        kv_cache_tokens: size of the KV cache; None = by memory (see `memory.plan_pages`).
+        gpu_memory_utilization: share of the card's memory that weights, workspace and cache may fill.
+        max_queue: most requests waiting for admission; None = 4 x max_num_seqs. More are refused (QueueFullError).
+        prefix_caching: reuse the pages of equal prompt beginnings.
+        threads: CPU threads of torch and of the CPU kernels; None leaves torch's own choice.
+        seed: of requests that bring none; None = from the operating system.
+        attention: attention kind that the engine runs; only "full" exists so far.
+        cuda_graphs: capture decode steps as CUDA graphs.
+        async_depth: steps in flight before the first is read; None = the executor's own (0 on CPU, 1 on CUDA).
+
+    Raises:
+        ConfigError: a value is of the wrong type, out of range, unknown or contradicts another.
+    """
+
+    model: str = "stille-135m"
+    dtype: str = "auto"
+    device: str = "auto"
+    max_model_len: int | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    kv_cache_tokens: int | None = None
+    gpu_memory_utilization: float = 0.85
+    max_queue: int | None = None
+    prefix_caching: bool = True
+    threads: int | None = None
+    seed: int | None = None
+    attention: str = "full"
+    cuda_graphs: bool = True
+    async_depth: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.model or not isinstance(self.model, str):
+            raise ConfigError(f"model must be a name, a folder or a .gguf file, got {self.model!r}")
+        _one_of("dtype", self.dtype, DTYPES)
+        _one_of("device", self.device, DEVICES)
+        _one_of("attention", self.attention, ATTENTION)
+        _integer("max_model_len", self.max_model_len, low=2)
+        _integer("max_num_seqs", self.max_num_seqs, low=1, high=4096)
+        _integer("max_num_batched_tokens", self.max_num_batched_tokens, low=1)
+        _integer("kv_cache_tokens", self.kv_cache_tokens, low=1)
+        _integer("max_queue", self.max_queue, low=0)
+        _integer("threads", self.threads, low=1, high=1024)
+        _integer("seed", self.seed, low=0, high=2**63 - 1)
+        _integer("async_depth", self.async_depth, low=0, high=1)
+        for name in ("prefix_caching", "cuda_graphs"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        share = self.gpu_memory_utilization
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0.05 <= share <= 1:
+            raise ConfigError(f"gpu_memory_utilization must lie in 0.05..1, got {share!r}")
+        if self.max_num_batched_tokens and self.max_num_seqs and self.max_num_batched_tokens < self.max_num_seqs:
+            raise ConfigError(
+                f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs "
+                f"({self.max_num_seqs}): every running sequence decodes one token per step"
+            )
+        if self.kv_cache_tokens and self.max_model_len and page_ceil(self.kv_cache_tokens) < self.max_model_len:
+            raise ConfigError(
+                f"kv_cache_tokens ({self.kv_cache_tokens}) is smaller than max_model_len ({self.max_model_len}): "
+                "one sequence of full length would not fit; raise the first or lower the second"
+            )
+
+    def resolve(self, model_config: Any) -> EngineConfig:
+        """The same settings with device, dtype and the limits filled in for this model and machine.
+
+        `max_model_len` is filled with the model's own limit; the engine lowers it to the cache's size if that is
+        smaller. `kv_cache_tokens` stays None on CUDA (memory is measured after the weights are loaded).
+
+        Args:
+            model_config: a `StilleConfig` (max_position_embeddings is read).
+
+        Raises:
+            ConfigError: max_model_len is beyond what the model's positions allow.
+            UnsupportedError: CUDA asked for and absent, or a dtype that the device has no kernels for.
+        """
+        device = self.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        elif device == "cuda" and not torch.cuda.is_available():
+            raise UnsupportedError("device 'cuda' was asked for, but torch sees no CUDA device; use device 'cpu'")
+        dtype = self.dtype
+        if dtype == "auto":
+            dtype = "bf16" if device == "cuda" else "int4"
+        elif device == "cuda" and dtype in ("int8", "int4"):
+            raise UnsupportedError(f"dtype {dtype!r} runs on CPU only so far; on CUDA use bf16, fp16 or fp32")
+
+        limit = int(model_config.max_position_embeddings)
+        if self.max_model_len is not None and self.max_model_len > limit:
+            raise ConfigError(
+                f"max_model_len {self.max_model_len} exceeds the model's {limit} positions (max_position_embeddings)"
+            )
+        seqs = self.max_num_seqs or (256 if device == "cuda" else 32)
+        if self.max_num_seqs is None and self.max_num_batched_tokens is not None:
+            seqs = min(seqs, self.max_num_batched_tokens)
+        return dataclasses.replace(
+            self,
+            device=device,
+            dtype=dtype,
+            max_model_len=self.max_model_len or limit,
+            max_num_seqs=seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens or max(seqs, 8192 if device == "cuda" else 512),
+            max_queue=4 * seqs if self.max_queue is None else self.max_queue,
+        )
+
+    @property
+    def load_dtype(self) -> torch.dtype:
+        """Dtype to load the weights in (of a resolved config): what is computed in, fp32 where weights are packed."""
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.dtype, torch.float32)
+
+
+def plan_pages(config: EngineConfig, page_bytes: int, device: torch.device) -> int:
+    """How many KV pages an executor should allocate, the scratch page 0 included.
+
+    `kv_cache_tokens` wins if set. Otherwise, on CPU: 384 MiB worth, but at least 8,192 tokens or one sequence of
+    max_model_len if that is shorter or was asked for; on CUDA: what `gpu_memory_utilization` leaves after everything
+    allocated so far, so call this once the weights and the largest workspace exist.
+
+    Args:
+        config: a resolved config.
+        page_bytes: bytes of one page over all layers, K and V together.
+
+    Raises:
+        ConfigError: the memory allowed does not hold even one page.
+    """
+    assert config.max_model_len is not None, "plan_pages needs a resolved config"
+    if config.kv_cache_tokens is not None:
+        return page_ceil(config.kv_cache_tokens) // PAGE_SIZE + 1
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        allowed = int(total * config.gpu_memory_utilization) - (total - free - cached)
+        # More pages than every slot could fill at full length are of use to the prefix cache only: stop at twice that.
+        most = 2 * (config.max_num_seqs or 1) * (page_ceil(config.max_model_len) // PAGE_SIZE)
+        pages = min(allowed // page_bytes, most)
+    else:
+        tokens = max(
+            _CPU_CACHE_BYTES // page_bytes * PAGE_SIZE, min(config.max_model_len, _CPU_CACHE_TOKENS_AT_LEAST)
+        )
+        pages = page_ceil(tokens) // PAGE_SIZE
+    if pages < 1:
+        raise ConfigError(
+            f"no memory is left for the KV cache (one page takes {page_bytes} bytes): raise gpu_memory_utilization "
+            f"(now {config.gpu_memory_utilization}) or set kv_cache_tokens"
+        )
+    return pages + 1
+
+
+def page_ceil(tokens: int) -> int:
+    """`tokens` rounded up to whole pages."""
+    return -(-tokens // PAGE_SIZE) * PAGE_SIZE
+
+
+def _one_of(name: str, value: Any, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(f"{name} {value!r} is unknown; choose one of: {', '.join(known)}")
+
+
+def _integer(name: str, value: Any, low: int, high: int | None = None) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f"{name} must be an integer, got {value!r}")
+    if value < low or (high is not None and value > high):
+        span = f"at least {low}" if high is None else f"{low}..{high}"
+        raise ConfigError(f"{name} must be {span}, got {value}")

@@ -1,0 +1,115 @@
+"""The seam between the engine and the hardware: a step goes in, logits come out.
+
+The scheduler describes a step with host-side vectors (`StepInput`); an `Executor` owns the model and the KV cache and
+computes it. Everything above this file is the same on every machine.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stille.engine.config import EngineConfig
+from stille.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from stille.model import StilleForCausalLM
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class StepInput:
+    """One step over S sequences and N tokens; each sequence computes `lengths[i]` tokens from position `starts[i]`.
+
+    The arrays are fresh for each step and never changed after it is built, so an executor may keep them while it
+    runs. Sequences that compute one token come first (decode), then the prefill chunks.
+
+    Attributes:
+        slots: int32[S], runner slot of each sequence, 0..max_num_seqs-1, no slot twice.
+        starts: int32[S], position of the first token computed now = tokens already in the cache.
+        lengths: int32[S], tokens computed now, at least 1.
+        token_ids: int64[N], sequence after sequence; -1 = the slot's last sampled token, which only the device knows.
+        page_table: int32[S, P], pages that hold positions 0 .. starts+lengths-1 in order, padded with page 0.
+        sample: bool[S], whether the last row of the sequence is sampled (false while a prompt is incomplete).
+        num_decodes: how many leading sequences have length 1.
+    """
+
+    slots: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
+    token_ids: np.ndarray
+    page_table: np.ndarray
+    sample: np.ndarray
+    num_decodes: int
+
+    @property
+    def num_seqs(self) -> int:
+        return len(self.slots)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether every sequence computes exactly one token."""
+        return self.num_decodes == len(self.slots)
+
+
+class Executor(Protocol):
+    """Owns the model and the paged KV cache on one device.
+
+    Attributes:
+        device: where logits and sampling live.
+        vocab_size: V, columns of the logits.
+        num_pages: pages in the cache, page 0 included, which is scratch (padding) and never belongs to a sequence.
+        async_depth: 0 if `forward` finishes before it returns, 1 if it only enqueues work on the device's stream.
+    """
+
+    device: torch.device
+    vocab_size: int
+    num_pages: int
+    async_depth: int
+
+    def forward(self, step: StepInput, ids_N: Tensor) -> Tensor:
+        """Computes the step: writes K and V of all N tokens, returns the last row's logits of each sequence.
+
+        Args:
+            step: see StepInput.
+            ids_N: int64[N] on `device`: step.token_ids with -1 replaced.
+
+        Returns:
+            logits_SV: float32[S, V] on `device`, contiguous rows; only rows with step.sample set are used. It may be a
+            buffer that the next forward overwrites. Must not wait for the device when async_depth is 1.
+        """
+        ...
+
+    def warmup(self) -> None:
+        """Compiles and captures what would make the first requests slow. Called once, before the first step."""
+        ...
+
+
+def make_executor(model: StilleForCausalLM, config: EngineConfig) -> Executor:
+    """The fastest executor for a resolved config: Triton and graphs on CUDA, packed kernels on CPU, torch otherwise.
+
+    Raises:
+        UnsupportedError: this model cannot run in the dtype asked for.
+    """
+    if config.device == "cuda" and config.dtype in ("bf16", "fp16"):
+        from stille.engine.cuda_executor import CudaExecutor as Fast
+    elif config.device == "cpu" and config.dtype in ("int8", "int4"):
+        from stille.engine.cpu_executor import CpuExecutor as Fast
+    else:
+        from stille.engine.torch_executor import TorchExecutor
+
+        return TorchExecutor(model, config)
+    try:
+        return Fast(model, config)
+    except UnsupportedError as error:
+        raise UnsupportedError(f"{error}; dtype 'fp32' runs every model") from error
