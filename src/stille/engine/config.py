@@ -166,9 +166,7 @@ def plan_pages(config: EngineConfig, page_bytes: int, device: torch.device) -> i
         most = 2 * (config.max_num_seqs or 1) * (page_ceil(config.max_model_len) // PAGE_SIZE)
         pages = min(allowed // page_bytes, most)
     else:
-        tokens = max(
-            _CPU_CACHE_BYTES // page_bytes * PAGE_SIZE, min(config.max_model_len, _CPU_CACHE_TOKENS_AT_LEAST)
-        )
+        tokens = max(_CPU_CACHE_BYTES // page_bytes * PAGE_SIZE, min(config.max_model_len, _CPU_CACHE_TOKENS_AT_LEAST))
         pages = page_ceil(tokens) // PAGE_SIZE
     if pages < 1:
         raise ConfigError(

@@ -34,8 +34,10 @@ class StepInput:
         slots: int32[S], runner slot of each sequence, 0..max_num_seqs-1, no slot twice.
         starts: int32[S], position of the first token computed now = tokens already in the cache.
         lengths: int32[S], tokens computed now, at least 1.
-        token_ids: int64[N], sequence after sequence; -1 = the slot's last sampled token, which only the device knows.
-        page_table: int32[S, P], pages that hold positions 0 .. starts+lengths-1 in order, padded with page 0.
+        token_ids: int64[N], sequence after sequence; -1 = the slot's last sampled token, which only the device knows
+            (always a sequence of length 1, and all of these come before all others).
+        page_table: int32[S, P], pages that hold positions 0 .. starts+lengths-1 in order; then pages that are not
+            written yet, then page 0.
         sample: bool[S], whether the last row of the sequence is sampled (false while a prompt is incomplete).
         num_decodes: how many leading sequences have length 1.
     """

@@ -1,0 +1,100 @@
+"""Runs steps: feeds sampled tokens back on the device, calls the executor, samples, and copies results out.
+
+`launch` never waits for the device, so the host can prepare the next step while this one runs; `StepHandle.result`
+is the only place that waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stille.engine.executor import Executor, StepInput
+from stille.engine.sampling_params import SamplingParams
+from stille.engine.sampling_state import SamplingState, to_device
+
+
+@dataclass(slots=True)
+class Logprobs:
+    """chosen: float32[R]; values, ids: float32 and int64 [R, K], likeliest first."""
+
+    chosen: np.ndarray
+    values: np.ndarray
+    ids: np.ndarray
+
+
+@dataclass(slots=True)
+class StepOutput:
+    """Tokens of the step's rows with `sample` set, in order; `logprobs` if one of them wants some."""
+
+    token_ids: list[int]
+    logprobs: Logprobs | None
+
+
+class StepHandle:
+    """A launched step. `result` waits for it."""
+
+    def __init__(self, tokens: Tensor | None, logprobs: tuple[Tensor, Tensor, Tensor] | None, device: torch.device):
+        self._tensors = ([] if tokens is None else [tokens]) + list(logprobs or ())
+        self._event: torch.cuda.Event | None = None
+        if device.type == "cuda":
+            self._tensors = [_to_pinned(tensor) for tensor in self._tensors]
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def result(self) -> StepOutput:
+        if self._event is not None:
+            self._event.synchronize()
+        if not self._tensors:
+            return StepOutput([], None)
+        tokens, *rest = self._tensors
+        return StepOutput(tokens.tolist(), Logprobs(*(t.numpy() for t in rest)) if rest else None)
+
+
+class ModelRunner:
+    """An executor and the sampling state of its slots.
+
+    Args:
+        executor: computes logits.
+        max_seqs: slots.
+    """
+
+    def __init__(self, executor: Executor, max_seqs: int):
+        self.executor = executor
+        self.device = torch.device(executor.device)
+        self.state = SamplingState(max_seqs, executor.vocab_size, self.device)
+
+    def assign(
+        self, slot: int, params: SamplingParams, seed: int, prompt_ids: Seq[int], output_ids: Seq[int] = ()
+    ) -> None:
+        """Sets up `slot` for a sequence, before the step that first contains it is launched."""
+        self.state.assign(slot, params, seed, prompt_ids, output_ids)
+
+    @torch.inference_mode()
+    def launch(self, step: StepInput) -> StepHandle:
+        """Computes or enqueues the step and the sampling of its complete rows."""
+        rows = self.state.rows_of(step.slots, step.sample)
+        logits_SV = self.executor.forward(step, self._input_ids(step, None if rows is None else rows.slots))
+        if rows is None:
+            return StepHandle(None, None, self.device)
+        return StepHandle(*self.state.sample(logits_SV, rows), self.device)
+
+    def _input_ids(self, step: StepInput, sampled_slots: Tensor | None) -> Tensor:
+        fed_back = int(np.count_nonzero(step.token_ids < 0))
+        if fed_back == 0:
+            return to_device(step.token_ids, self.device)
+        if fed_back == step.num_seqs and sampled_slots is not None:  # all rows decode: their slots are there already
+            return self.state.last_token.index_select(0, sampled_slots)
+        ids_N = to_device(step.token_ids, self.device)
+        slots = to_device(step.slots[:fed_back].astype(np.int64), self.device)
+        ids_N[:fed_back] = self.state.last_token.index_select(0, slots)
+        return ids_N
+
+
+def _to_pinned(tensor: Tensor) -> Tensor:
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return pinned.copy_(tensor, non_blocking=True)

@@ -1,0 +1,257 @@
+"""What sampling must remember between steps, by slot.
+
+Parameters live on the host; what a batch needs of them is sent to the device when the batch's composition changes and
+kept while it stays the same. What each step changes (last token, index of the next one, token counts for penalties)
+lives on the device and is never read back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stille.engine import sampler
+from stille.engine.sampler import RandomRows
+from stille.engine.sampling_params import SamplingParams
+
+
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """A copy on `device`, sent without waiting; the pinned staging memory is recycled by torch when it is done."""
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device, copy=True)
+
+
+@dataclass(slots=True)
+class Penalties:
+    """rows: which batch rows (None = all); table: their rows in the count tables; then the three factors [R]."""
+
+    rows: Tensor | None
+    table: Tensor
+    repetition: Tensor
+    presence: Tensor
+    frequency: Tensor
+
+
+@dataclass(slots=True)
+class Bias:
+    """Values to add at (rows, tokens), all [M]."""
+
+    rows: Tensor
+    tokens: Tensor
+    values: Tensor
+
+
+@dataclass(slots=True)
+class SampledRows:
+    """How the sampled rows of one step are sampled. None = nothing of the kind in this batch.
+
+    Attributes:
+        rows: int64, rows of the step's logits that are sampled; None = all.
+        slots: int64[R].
+        top_logprobs: alternatives wanted at most.
+    """
+
+    rows: Tensor | None
+    slots: Tensor
+    random: RandomRows | None
+    penalties: Penalties | None
+    bias: Bias | None
+    top_logprobs: int | None
+
+
+class SamplingState:
+    """Sampling parameters and running state of `max_seqs` slots on one device."""
+
+    def __init__(self, max_seqs: int, vocab_size: int, device: torch.device):
+        self.device = device
+        self.vocab_size = vocab_size
+        self.last_token = torch.zeros(max_seqs, dtype=torch.int64, device=device)
+        self.next_index = torch.zeros(max_seqs, dtype=torch.int64, device=device)
+        self._params: list[SamplingParams] = [SamplingParams()] * max_seqs
+        self._seed = np.zeros(max_seqs, np.int64)
+        self._temperature = np.zeros(max_seqs, np.float32)
+        self._penalized = np.zeros(max_seqs, bool)
+        self._biased = np.zeros(max_seqs, bool)
+        self._logprobs = np.full(max_seqs, -1, np.int32)
+        # Count tables have a row per slot that uses penalties, made when needed.
+        self._table_row = np.full(max_seqs, -1, np.int64)
+        self._free_rows: list[int] = []
+        self._counts = torch.zeros(0, vocab_size, dtype=torch.int32, device=device)
+        self._in_prompt = torch.zeros(0, vocab_size, dtype=torch.bool, device=device)
+        self._batch_key: tuple[bytes, bytes] | None = None
+        self._batch: SampledRows | None = None
+
+    def assign(
+        self, slot: int, params: SamplingParams, seed: int, prompt_ids: Seq[int], output_ids: Seq[int] = ()
+    ) -> None:
+        """Hands `slot` to a sequence that has `output_ids` already (after preemption). Does not wait for the device."""
+        self._params[slot] = params
+        self._seed[slot] = seed
+        self._temperature[slot] = params.temperature
+        self._penalized[slot] = params.uses_penalties
+        self._biased[slot] = bool(params.logit_bias)
+        self._logprobs[slot] = -1 if params.logprobs is None else params.logprobs
+        self.next_index[slot : slot + 1].fill_(len(output_ids))
+        self._batch_key = None
+        if self._table_row[slot] >= 0:
+            self._free_rows.append(int(self._table_row[slot]))
+            self._table_row[slot] = -1
+        if params.uses_penalties:
+            row = self._take_table_row()
+            self._table_row[slot] = row
+            self._in_prompt[row].zero_()[self._send(np.asarray(prompt_ids, np.int64))] = True
+            used, counts = np.unique(np.asarray(output_ids, np.int64), return_counts=True)
+            self._counts[row].zero_()[self._send(used)] = self._send(counts.astype(np.int32))
+
+    def rows_of(self, slots: np.ndarray, sample: np.ndarray) -> SampledRows | None:
+        """How to sample the rows of a step with `sample` set; None if there are none."""
+        key = (slots.tobytes(), sample.tobytes())
+        if key != self._batch_key:
+            self._batch = self._describe(slots, sample) if sample.any() else None
+            self._batch_key = key
+        return self._batch
+
+    def sample(self, logits_SV: Tensor, rows: SampledRows) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:
+        """Samples, and moves the slots' state on by one token.
+
+        Args:
+            logits_SV: float32, of the whole step; not changed.
+
+        Returns:
+            tokens int64[R], and what `sampler.log_probabilities` returns if a row wants it.
+        """
+        raw = logits_SV if rows.rows is None else logits_SV.index_select(0, rows.rows)
+        logits = raw
+        if rows.penalties is not None:
+            logits = self._penalize(logits, rows.penalties)
+        if rows.bias is not None:
+            bias = rows.bias
+            logits = logits.index_put((bias.rows, bias.tokens), bias.values, accumulate=True)
+        tokens = self._choose(logits, rows.random)
+        self.last_token.index_copy_(0, rows.slots, tokens)
+        if rows.penalties is not None:
+            table, chosen = rows.penalties.table, tokens
+            if rows.penalties.rows is not None:
+                chosen = tokens.index_select(0, rows.penalties.rows)
+            self._counts.index_put_((table, chosen), torch.ones_like(chosen, dtype=torch.int32), accumulate=True)
+        if rows.top_logprobs is None:
+            return tokens, None
+        return tokens, sampler.log_probabilities(raw, tokens, rows.top_logprobs)
+
+    def _choose(self, logits_RV: Tensor, random: RandomRows | None) -> Tensor:
+        if random is None:
+            return logits_RV.argmax(dim=-1)
+        drawn_logits = logits_RV if random.rows is None else logits_RV.index_select(0, random.rows)
+        index = self.next_index.index_select(0, random.slot)
+        uniform = sampler.uniform(random.seed, index)
+        self.next_index.index_copy_(0, random.slot, index + 1)
+        drawn = sampler.draw(drawn_logits, random, uniform)
+        if random.rows is None:
+            return drawn
+        return logits_RV.argmax(dim=-1).index_copy_(0, random.rows, drawn)
+
+    def _penalize(self, logits_RV: Tensor, penalties: Penalties) -> Tensor:
+        rows = penalties.rows
+        penalized = sampler.penalize(
+            logits_RV if rows is None else logits_RV.index_select(0, rows),
+            self._counts.index_select(0, penalties.table),
+            self._in_prompt.index_select(0, penalties.table),
+            penalties.repetition,
+            penalties.presence,
+            penalties.frequency,
+        )
+        return penalized if rows is None else logits_RV.index_copy(0, rows, penalized)
+
+    # Describing a batch
+
+    def _describe(self, slots: np.ndarray, sample: np.ndarray) -> SampledRows:
+        everything = bool(sample.all())
+        rows = None if everything else self._send(np.flatnonzero(sample))
+        slots = slots.astype(np.int64) if everything else slots[sample].astype(np.int64)
+        asked = int(self._logprobs[slots].max())
+        return SampledRows(
+            rows,
+            self._send(slots),
+            self._describe_random(slots),
+            self._describe_penalties(slots),
+            self._describe_bias(slots),
+            None if asked < 0 else asked,
+        )
+
+    def _describe_random(self, slots: np.ndarray) -> RandomRows | None:
+        subset, drawn = self._subset(self._temperature[slots] > 0)
+        if drawn is None:
+            return None
+        slots = slots[drawn]
+        params = [self._params[slot] for slot in slots]
+        vocab = self.vocab_size
+        top_k = np.array([p.top_k if 0 < p.top_k < vocab else vocab for p in params], np.int64)
+        limited = top_k[top_k < vocab]
+        top_p = np.array([p.top_p for p in params], np.float32)
+        min_p = np.array([p.min_p for p in params], np.float32)
+        return RandomRows(
+            rows=subset,
+            seed=self._send(self._seed[slots]),
+            slot=self._send(slots),
+            temperature=self._send(self._temperature[slots]),
+            top_k=self._send(top_k) if len(limited) else None,
+            max_top_k=int(limited.max()) if len(limited) else 0,
+            top_p=self._send(top_p) if (top_p < 1).any() else None,
+            min_p=self._send(min_p) if (min_p > 0).any() else None,
+        )
+
+    def _describe_penalties(self, slots: np.ndarray) -> Penalties | None:
+        subset, penalized = self._subset(self._penalized[slots])
+        if penalized is None:
+            return None
+        slots = slots[penalized]
+        params = [self._params[slot] for slot in slots]
+        return Penalties(
+            subset,
+            self._send(self._table_row[slots]),
+            self._send(np.array([p.repetition_penalty for p in params], np.float32)),
+            self._send(np.array([p.presence_penalty for p in params], np.float32)),
+            self._send(np.array([p.frequency_penalty for p in params], np.float32)),
+        )
+
+    def _describe_bias(self, slots: np.ndarray) -> Bias | None:
+        entries = [
+            (row, token, value)
+            for row in np.flatnonzero(self._biased[slots])
+            for token, value in self._params[slots[row]].logit_bias.items()
+        ]
+        if not entries:
+            return None
+        rows, tokens, values = zip(*entries, strict=True)
+        return Bias(
+            self._send(np.array(rows, np.int64)),
+            self._send(np.array(tokens, np.int64)),
+            self._send(np.array(values, np.float32)),
+        )
+
+    def _subset(self, chosen: np.ndarray) -> tuple[Tensor | None, np.ndarray | None]:
+        """Row indices on the device (None = all) and on the host (None = none)."""
+        if not chosen.any():
+            return None, None
+        indices = np.flatnonzero(chosen)
+        return (None if chosen.all() else self._send(indices)), indices
+
+    # Count tables
+
+    def _take_table_row(self) -> int:
+        if not self._free_rows:
+            old = len(self._counts)
+            added = max(1, old)
+            self._counts = torch.cat((self._counts, self._counts.new_zeros(added, self.vocab_size)))
+            self._in_prompt = torch.cat((self._in_prompt, self._in_prompt.new_zeros(added, self.vocab_size)))
+            self._free_rows.extend(range(old + added - 1, old - 1, -1))
+        return self._free_rows.pop()
+
+    def _send(self, array: np.ndarray) -> Tensor:
+        return to_device(np.ascontiguousarray(array), self.device)
