@@ -8,9 +8,18 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from stille.model.config import StilleConfig
 from stille.model.decoder import StilleForCausalLM, StilleModel
+from stille.model.load import LoadedModel, load_config, load_model, load_tokenizer
 
 AutoConfig.register(StilleConfig.model_type, StilleConfig, exist_ok=True)
 AutoModel.register(StilleConfig, StilleModel, exist_ok=True)
 AutoModelForCausalLM.register(StilleConfig, StilleForCausalLM, exist_ok=True)
 
-__all__ = ["StilleConfig", "StilleForCausalLM", "StilleModel"]
+__all__ = [
+    "LoadedModel",
+    "StilleConfig",
+    "StilleForCausalLM",
+    "StilleModel",
+    "load_config",
+    "load_model",
+    "load_tokenizer",
+]

@@ -45,7 +45,6 @@ class Attention(nn.Module):
         super().__init__()
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
         width, head_dim = config.hidden_size, config.head_dim
-        assert kv_heads is not None and head_dim is not None  # resolved by StilleConfig
         self.layer = self.layer_idx = layer
         self.head_dim = head_dim
         self.scale = head_dim**-0.5

@@ -37,6 +37,7 @@ class StilleConfig(PreTrainedConfig):
         experts: settings of the layers whose FFN is "experts".
         hsa: settings of the layers whose attention is "hsa".
         draft: settings of the draft head; `draft["kind"]` names a registered kind.
+        sliding_window: accepted only where it changes nothing (not shorter than the context), and then forgotten.
         attention_dropout: dropout of attention weights in training.
         initializer_range: standard deviation of fresh weights.
 
@@ -52,23 +53,25 @@ class StilleConfig(PreTrainedConfig):
     intermediate_size: int = 1536
     num_hidden_layers: int = 30
     num_attention_heads: int = 9
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
+    # None stands for "derive it"; after construction these always have a value, so their type leaves None out.
+    num_key_value_heads: int = None  # pyright: ignore[reportAssignmentType]
+    head_dim: int = None  # pyright: ignore[reportAssignmentType]
+    attention_kinds: list[str] = None  # pyright: ignore[reportAssignmentType]
+    ffn_kinds: list[str] = None  # pyright: ignore[reportAssignmentType]
+    rope_parameters: dict[str, Any] = None  # pyright: ignore[reportAssignmentType]
     max_position_embeddings: int = 8192
     rms_norm_eps: float = 1e-5
-    rope_parameters: dict | None = None
-    rope_freq_factors: list | None = None
+    rope_freq_factors: list[float] | None = None
     attention_bias: bool = False
     attention_output_bias: bool = False
     qk_norm: bool = False
     tie_word_embeddings: bool = False
     hidden_act: str = "silu"
-    attention_kinds: list | None = None
-    ffn_kinds: list | None = None
-    experts: dict | None = None
-    hsa: dict | None = None
-    draft: dict | None = None
+    experts: dict[str, Any] | None = None
+    hsa: dict[str, Any] | None = None
+    draft: dict[str, Any] | None = None
     attention_dropout: float = 0.0
+    sliding_window: int | None = None
     initializer_range: float = 0.02
     use_cache: bool = True
     pad_token_id: int | None = None
@@ -85,7 +88,7 @@ class StilleConfig(PreTrainedConfig):
             self.attention_kinds = ["full"] * self.num_hidden_layers
         if self.ffn_kinds is None:
             self.ffn_kinds = ["dense"] * self.num_hidden_layers
-        window = kwargs.pop("sliding_window", None)
+        window, self.sliding_window = self.sliding_window, None
         if window is not None and window < self.max_position_embeddings:
             raise ConfigError(
                 f"sliding_window={window} is shorter than max_position_embeddings={self.max_position_embeddings}: "
@@ -96,7 +99,7 @@ class StilleConfig(PreTrainedConfig):
         for source in (self.rope_parameters, kwargs.get("rope_scaling")):
             if source is not None and not isinstance(source, dict):
                 raise ConfigError(f"rope parameters are {source!r}, expected a dictionary.")
-        self.rope_parameters = dict(self.rope_parameters) if self.rope_parameters else None
+        self.rope_parameters = dict(self.rope_parameters or {})
         if kwargs.get("rope_scaling"):
             kwargs["rope_scaling"] = dict(kwargs["rope_scaling"])
         super().__post_init__(**kwargs)
@@ -107,7 +110,7 @@ class StilleConfig(PreTrainedConfig):
     @property
     def rope_kind(self) -> str:
         """The `rope_type` in `rope_parameters`."""
-        return (self.rope_parameters or {}).get("rope_type", "default")
+        return self.rope_parameters.get("rope_type", "default")
 
     def _check_sizes(self) -> None:
         sizes = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
@@ -132,7 +135,7 @@ class StilleConfig(PreTrainedConfig):
     def _check_rope(self) -> None:
         if self.rope_kind not in ROPE_KINDS:
             raise ConfigError(f"rope_type={self.rope_kind!r} is not supported (supported: {', '.join(ROPE_KINDS)}).")
-        parameters = self.rope_parameters or {}
+        parameters = self.rope_parameters
         theta = parameters.get("rope_theta")
         if not isinstance(theta, int | float) or theta <= 0:
             raise ConfigError(f"rope_theta={theta!r}, expected a positive number.")

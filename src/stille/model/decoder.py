@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation import GenerationMixin
+from transformers.generation.utils import GenerationMixin
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -35,7 +35,6 @@ class DecoderLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: StilleConfig, layer: int):
         super().__init__()
-        assert config.attention_kinds is not None and config.ffn_kinds is not None  # resolved by StilleConfig
         self.self_attn = ATTENTION_KINDS.build(config.attention_kinds[layer], config, layer)
         self.mlp = FFN_KINDS.build(config.ffn_kinds[layer], config, layer)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -50,6 +49,7 @@ class DecoderLayer(GradientCheckpointingLayer):
 class StillePreTrainedModel(PreTrainedModel):
     """What transformers needs to know about the architecture."""
 
+    config: StilleConfig
     config_class = StilleConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
@@ -162,7 +162,8 @@ class StilleModel(StillePreTrainedModel):
         weights: list[Tensor] | None = [] if output_attentions else None
         modules = [layer.self_attn for layer in self.layers]
         attend = make_attend(modules, past_key_values, mask, config._attn_implementation, weights, **kwargs)
-        x = self.norm(self._run_layers(x, *self.rotary(position_ids), attend, states))
+        cos, sin = self.rotary(position_ids)
+        x = self.norm(self._run_layers(x, cos, sin, attend, states))
         return BaseModelOutputWithPast(
             last_hidden_state=x,  # pyright: ignore[reportArgumentType]
             past_key_values=past_key_values if use_cache else None,

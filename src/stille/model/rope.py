@@ -24,9 +24,9 @@ def inverse_frequencies(config: StilleConfig, length: int | None = None) -> tupl
     Returns:
         inv_freq float32 [D/2] on the CPU, and the factor that multiplies cos and sin (1 except for YaRN).
     """
-    head_dim: Any = config.head_dim
+    head_dim = config.head_dim
     if config.rope_kind == "default":
-        theta = (config.rope_parameters or {})["rope_theta"]
+        theta = config.rope_parameters["rope_theta"]
         inv_freq, factor = 1.0 / (theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)), 1.0
     else:
         init: Any = ROPE_INIT_FUNCTIONS[config.rope_kind]
