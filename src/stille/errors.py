@@ -49,5 +49,9 @@ class EngineClosedError(StilleError):
     """The engine has shut down or is draining and takes no new requests."""
 
 
+class EngineFailedError(StilleError):
+    """The engine's loop ended by an error; every request it had fails with this, and it takes no more."""
+
+
 class UnsupportedError(StilleError):
     """The combination asked for is not available here (hardware, dtype, missing extra)."""

@@ -1,4 +1,4 @@
-"""One answer being written: its tokens, where it stands, and what its consumer gets."""
+"""A request and its answers being written: their tokens and where they stand."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from stille.engine.outputs import Usage
 from stille.engine.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -17,57 +18,6 @@ class Status(enum.Enum):
     PREFILL = "prefill"
     DECODE = "decode"
     FINISHED = "finished"
-
-
-@dataclass(slots=True, frozen=True)
-class TokenLogprob:
-    """A token and its log-probability (natural logarithm, of the model's unmodified distribution).
-
-    Attributes:
-        text: the token alone as text, possibly with U+FFFD where it holds part of a character.
-        bytes: the token's UTF-8 bytes.
-        top: the likeliest tokens, if asked for; they have no `top` themselves.
-    """
-
-    token_id: int
-    logprob: float
-    text: str
-    bytes: bytes
-    top: tuple[TokenLogprob, ...] = ()
-
-
-@dataclass(slots=True, frozen=True)
-class Usage:
-    """Tokens of one request: the prompt once, all answers, and how much of the prompt came from the prefix cache."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int
-
-
-@dataclass(slots=True)
-class OutputDelta:
-    """What one step added to one answer.
-
-    Attributes:
-        request_id: whose answer.
-        index: which of the n answers.
-        text: new text; may be empty (part of a character, or text held back because a stop string may begin in it).
-        token_ids: new tokens, the one that ended the answer included.
-        logprobs: one entry per token, if asked for.
-        finish_reason: None while the answer goes on; "stop", "length" or "abort" in its last delta.
-        stop_reason: the stop string or the stop token id that ended it; None for end-of-sequence.
-        usage: in the last delta of the request's last answer.
-    """
-
-    request_id: str
-    index: int
-    text: str
-    token_ids: list[int]
-    logprobs: list[TokenLogprob] | None = None
-    finish_reason: str | None = None
-    stop_reason: str | int | None = None
-    usage: Usage | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -103,6 +53,7 @@ class Sequence:
         hashes: chain hashes of its full pages, computed as needed.
         stop_ids: tokens that end it.
         text: incremental detokenisation and stop strings.
+        last_token_at: when its last token was read; 0 before the first.
     """
 
     request: Request
@@ -117,6 +68,7 @@ class Sequence:
     slot: int = -1
     pages: list[int] = field(default_factory=list)
     hashes: list[bytes] = field(default_factory=list)
+    last_token_at: float = 0.0
 
     @property
     def num_prompt(self) -> int:

@@ -1,0 +1,356 @@
+"""The streaming API: one engine thread, any number of asynchronous consumers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from stille.engine.build import Engine, build_engine
+from stille.engine.config import EngineConfig
+from stille.engine.core import EngineCore
+from stille.engine.outputs import OutputDelta
+from stille.engine.prompts import Prompts
+from stille.engine.sampling_params import SamplingParams
+from stille.engine.stats import EngineStats
+from stille.errors import EngineClosedError, EngineFailedError, InvalidRequestError
+
+logger = logging.getLogger(__name__)
+
+
+class RequestStream(AsyncIterator[OutputDelta]):
+    """Pieces of one request's answers, in order; ends after the last piece of the last answer.
+
+    Ending it early (`aclose`, leaving `async with`, cancelling the task that waits in it, or dropping the last
+    reference) aborts the request.
+
+    Attributes:
+        request_id: the request's id.
+        prompt_ids: its prompt's tokens.
+    """
+
+    def __init__(self, owner: AsyncLLM, request_id: str, prompt_ids: list[int]):
+        self.request_id = request_id
+        self.prompt_ids = prompt_ids
+        self.loop = asyncio.get_running_loop()
+        self._owner = owner
+        self._pieces: deque[OutputDelta] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._complete = False
+        self._closed = False
+        self._error: Exception | None = None
+
+    def __aiter__(self) -> RequestStream:
+        return self
+
+    async def __anext__(self) -> OutputDelta:
+        while not self._pieces:
+            if self._error is not None:
+                raise self._error
+            if self._complete or self._closed:
+                raise StopAsyncIteration
+            self._waiter = self.loop.create_future()
+            try:
+                await self._waiter
+            except asyncio.CancelledError:
+                self._abort()
+                raise
+            finally:
+                self._waiter = None
+        return self._pieces.popleft()
+
+    async def __aenter__(self) -> RequestStream:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Aborts the request unless it is finished; the iterator then ends."""
+        self._abort()
+        self._closed = True
+        self._pieces.clear()
+        self._wake()
+
+    def __del__(self) -> None:
+        self._abort()
+
+    def _abort(self) -> None:
+        if not (self._complete or self._closed or self._error):
+            self._owner.abort(self.request_id)
+
+    # In the consumer's loop, called for the engine's thread
+
+    def deliver(self, delta: OutputDelta) -> None:
+        if not self._closed:
+            self._pieces.append(delta)
+        self._complete = self._complete or delta.usage is not None
+        self._wake()
+
+    def fail(self, error: Exception) -> None:
+        self._error = error
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class AsyncLLM:
+    """An engine for many concurrent streams. The model is loaded and run in one background thread.
+
+    Every method may be called from any thread; `generate` needs a running event loop and delivers into it.
+
+    Args:
+        config: the engine's settings.
+        **overrides: fields of `EngineConfig` in place of a config.
+
+    Attributes:
+        tokenizer, model_name, max_model_len: of the model; set by `start`.
+
+    Example:
+        >>> async with AsyncLLM() as llm:
+        ...     async for piece in llm.generate("Once upon a time", SamplingParams(max_tokens=50)):
+        ...         print(piece.text, end="")
+    """
+
+    tokenizer: Any
+    model_name: str
+    max_model_len: int
+    prompts: Prompts
+
+    def __init__(self, config: EngineConfig | None = None, **overrides: Any):
+        self.config = config if config is not None else EngineConfig(**overrides)
+        self._engine: Engine | None = None
+        self._core: EngineCore | None = None
+        self._thread: threading.Thread | None = None
+        self._started = threading.Event()
+        self._wake = threading.Condition()  # guards what follows
+        self._inbox: deque[tuple[str, list[int], SamplingParams, float]] = deque()
+        self._aborts: deque[str] = deque()
+        # Weak: a stream that its consumer has dropped must be able to notice (and abort).
+        self._streams: dict[str, weakref.ref[RequestStream]] = {}
+        self._state = "new"
+        self._failure: Exception | None = None
+        self._ids = itertools.count()
+
+    @classmethod
+    def from_engine(cls, engine: Engine) -> AsyncLLM:
+        """Around an engine that is built already; `start` it all the same."""
+        llm = cls(engine.core.config)
+        llm._engine = engine
+        return llm
+
+    # Life cycle
+
+    @property
+    def health(self) -> str:
+        """new, starting, ready, draining, closed or failed."""
+        return self._state
+
+    @property
+    def failure(self) -> Exception | None:
+        """What made the engine fail."""
+        return self._failure
+
+    async def start(self) -> None:
+        """Loads the model and starts the engine's thread; returns when requests can be served.
+
+        Raises:
+            StilleError: the model cannot be found, loaded or run.
+            EngineClosedError: the engine was closed.
+        """
+        with self._wake:
+            if self._state not in ("new", "starting", "ready"):
+                raise EngineClosedError(f"this engine is {self._state}; make a new one")
+            if self._thread is None:
+                self._state = "starting"
+                self._thread = threading.Thread(target=self._main, name="stille-engine", daemon=True)
+                self._thread.start()
+        await asyncio.to_thread(self._started.wait)
+        if self._failure is not None:
+            raise self._failure
+
+    async def drain(self, timeout: float | None = None) -> bool:
+        """Takes no more requests and waits for those there are.
+
+        Args:
+            timeout: seconds to wait at most.
+
+        Returns:
+            Whether all of them finished; if not, they go on until `close`.
+        """
+        with self._wake:
+            if self._state == "ready":
+                self._state = "draining"
+        end = None if timeout is None else time.monotonic() + timeout
+        while self._streams and self._state == "draining":
+            if end is not None and time.monotonic() >= end:
+                return False
+            await asyncio.sleep(0.02)
+        return not self._streams
+
+    async def close(self) -> None:
+        """Aborts what runs, ends the thread and lets go of the model. May be called again."""
+        with self._wake:
+            if self._state not in ("closed", "failed"):
+                self._state = "closed"
+            self._wake.notify()
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join)
+
+    async def __aenter__(self) -> AsyncLLM:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    # Requests
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None = None,
+        request_id: str | None = None,
+    ) -> RequestStream:
+        """Queues a request at once, whether or not the stream is read.
+
+        Args:
+            prompt: text or token ids.
+            params: None = the defaults.
+            request_id: unique among the unfinished; None = made here.
+
+        Raises:
+            InvalidRequestError, PromptTooLongError: the request can never be served.
+            QueueFullError: too many are waiting.
+            EngineClosedError: not started, draining or closed.
+            EngineFailedError: the engine broke down.
+        """
+        arrival = time.perf_counter()
+        params = params or SamplingParams()
+        core = self._ready_core()
+        prompt_ids = self.prompts.ids(prompt)
+        core.check(prompt_ids, params)
+        with self._wake:
+            self._ready_core()
+            request_id = request_id or f"gen-{next(self._ids)}"
+            if request_id in self._streams:
+                raise InvalidRequestError(f"request id {request_id!r} is in use; ids must be unique", "request_id")
+            core.check_queue(also_waiting=len(self._inbox))
+            stream = RequestStream(self, request_id, prompt_ids)
+            self._streams[request_id] = weakref.ref(stream)
+            self._inbox.append((request_id, prompt_ids, params, arrival))
+            self._wake.notify()
+        return stream
+
+    def abort(self, request_id: str) -> None:
+        """Ends a request: its stream gets a last piece with finish_reason "abort". Unknown ids are no error."""
+        with self._wake:  # re-entrant, for this may run in a destructor
+            if request_id in self._streams:
+                self._aborts.append(request_id)
+                self._wake.notify()
+
+    def render_chat(self, messages: Sequence[Any], **template: Any) -> list[int]:
+        """Token ids of a conversation in the model's chat format; see `Prompts.render_chat`."""
+        return self.prompts.render_chat(messages, **template)
+
+    def stats(self) -> EngineStats:
+        """Counters, gauges and histograms.
+
+        Raises:
+            EngineClosedError: not started.
+        """
+        if self._core is None:
+            raise EngineClosedError("the engine is not started")
+        return self._core.stats()
+
+    def _ready_core(self) -> EngineCore:
+        if self._state == "failed":
+            raise EngineFailedError(f"the engine failed: {self._failure!r}; restart it") from self._failure
+        if self._state != "ready" or self._core is None:
+            raise EngineClosedError(f"the engine takes no requests: it is {self._state}")
+        return self._core
+
+    # The engine's thread
+
+    def _main(self) -> None:
+        try:
+            engine = self._engine or build_engine(self.config)
+            with self._wake:
+                self._engine = engine
+                self._core = engine.core
+                self.tokenizer = engine.tokenizer
+                self.model_name = engine.model_name
+                self.max_model_len = engine.core.max_model_len
+                self.prompts = Prompts(engine.tokenizer)
+                if self._state == "starting":
+                    self._state = "ready"
+        except Exception as error:
+            self._failure = error
+            self._state = "failed"
+            return
+        finally:
+            self._started.set()
+        try:
+            self._serve(engine.core)
+        except Exception as error:
+            logger.exception("the engine failed")
+            self._fail(error)
+
+    def _serve(self, core: EngineCore) -> None:
+        while True:
+            with self._wake:
+                while not (self._inbox or self._aborts or core.has_work or self._state == "closed"):
+                    self._wake.wait()
+                closing = self._state == "closed"
+                while self._inbox:
+                    core.add(*self._inbox.popleft())
+                aborts, self._aborts = self._aborts, deque()
+            deltas = [delta for request_id in aborts for delta in core.abort(request_id)]
+            deltas += core.abort_all() if closing else core.step()
+            self._dispatch(deltas)
+            if closing:
+                return
+
+    def _dispatch(self, deltas: list[OutputDelta]) -> None:
+        """Hands pieces to their streams, with one call into each event loop."""
+        batches: dict[asyncio.AbstractEventLoop, list[tuple[RequestStream, OutputDelta]]] = {}
+        for delta in deltas:
+            reference = self._streams[delta.request_id]
+            if delta.usage is not None:
+                del self._streams[delta.request_id]
+            stream = reference()
+            if stream is not None:
+                batches.setdefault(stream.loop, []).append((stream, delta))
+        for loop, batch in batches.items():
+            try:
+                loop.call_soon_threadsafe(_deliver, batch)
+            except RuntimeError:  # that loop is closed: nobody waits there any more
+                for stream, _ in batch:
+                    self.abort(stream.request_id)
+
+    def _fail(self, error: Exception) -> None:
+        with self._wake:
+            self._failure = error
+            self._state = "failed"
+            self._inbox.clear()
+            streams = [stream for reference in self._streams.values() if (stream := reference()) is not None]
+            self._streams.clear()
+        for stream in streams:
+            failure = EngineFailedError(f"the engine failed: {error!r}; restart it")
+            failure.__cause__ = error
+            with contextlib.suppress(RuntimeError):  # its loop is closed
+                stream.loop.call_soon_threadsafe(stream.fail, failure)
+
+
+def _deliver(batch: list[tuple[RequestStream, OutputDelta]]) -> None:
+    for stream, delta in batch:
+        stream.deliver(delta)

@@ -1,0 +1,66 @@
+"""From a configuration to a core that is ready to run."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from stille.engine.config import EngineConfig
+from stille.engine.core import EngineCore
+from stille.engine.executor import make_executor
+from stille.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from stille.model import LoadedModel
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Engine:
+    """A core, the tokenizer it speaks, and the name its model was asked for by."""
+
+    core: EngineCore
+    tokenizer: Any
+    model_name: str
+
+
+def build_engine(config: EngineConfig, progress: bool = True) -> Engine:
+    """Loads the model that `config` names, makes the executor for it, and warms it up.
+
+    Raises:
+        StilleError: of the kind that fits; see `load_model`, `EngineConfig.resolve` and `make_executor`.
+    """
+    from stille.model import load_config, load_model
+
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    resolved = config.resolve(load_config(config.model))
+    # No variable for the loaded model here: it would keep weights alive that the executor has packed.
+    return assemble(
+        load_model(config.model, dtype=resolved.load_dtype, device=resolved.device, progress=progress), config
+    )
+
+
+def assemble(loaded: LoadedModel, config: EngineConfig) -> Engine:
+    """As `build_engine`, for a model that is loaded already; an executor that packs weights may take its own away."""
+    resolved = config.resolve(loaded.config)
+    try:
+        executor = make_executor(loaded.model, resolved)
+    except UnsupportedError:
+        if config.dtype != "auto":
+            raise
+        logger.warning("no %s kernels for this model; running it in fp32", resolved.dtype, exc_info=True)
+        resolved = dataclasses.replace(resolved, dtype="fp32")
+        executor = make_executor(loaded.model.float(), resolved)
+    tokenizer, eos, name = loaded.tokenizer, loaded.eos_token_ids, loaded.name
+    del loaded
+    gc.collect()  # weights that the executor has packed are of no more use
+    executor.warmup()
+    logger.info("%s on %s in %s, %d KV pages", name, resolved.device, resolved.dtype, executor.num_pages - 1)
+    return Engine(EngineCore(executor, tokenizer, resolved, eos), tokenizer, name)

@@ -1,0 +1,309 @@
+"""The engine's core: requests in, pieces of answers out, one `step` at a time.
+
+It has no thread and no waiting of its own; `LLM` calls it directly and `AsyncLLM` from its thread. With an executor of
+async_depth 1, `step` launches the next step before it reads the last one, so the device never waits for the host. A
+sequence that is found to have ended has then computed one token too many, which is dropped.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections import deque
+from collections.abc import Iterable
+from collections.abc import Sequence as Seq
+from typing import Any
+
+import numpy as np
+
+from stille.engine.block_manager import BlockManager
+from stille.engine.config import PAGE_SIZE, EngineConfig
+from stille.engine.detokenizer import Detokenizer
+from stille.engine.executor import Executor
+from stille.engine.model_runner import Logprobs, ModelRunner, StepHandle
+from stille.engine.outputs import OutputDelta, TokenLogprob
+from stille.engine.sampling_params import SamplingParams
+from stille.engine.scheduler import Plan, Scheduler
+from stille.engine.sequence import Request, Sequence, Status
+from stille.engine.stats import EngineStats, Metrics
+from stille.errors import ConfigError, InvalidRequestError, PromptTooLongError, QueueFullError
+
+logger = logging.getLogger(__name__)
+
+
+class EngineCore:
+    """Scheduler, runner and detokenisation of one model. Not thread-safe, except `check` and `stats`.
+
+    Args:
+        executor: computes steps.
+        tokenizer: a transformers tokenizer.
+        config: resolved.
+        eos_token_ids: tokens that end an answer unless the request ignores them.
+    """
+
+    def __init__(self, executor: Executor, tokenizer: Any, config: EngineConfig, eos_token_ids: Iterable[int] = ()):
+        limits = (config.max_model_len, config.max_num_seqs, config.max_num_batched_tokens, config.max_queue)
+        if None in limits:
+            raise ConfigError("EngineCore needs a resolved config: call config.resolve(model_config) first")
+        max_model_len, max_num_seqs, max_num_batched_tokens, max_queue = (int(limit or 0) for limit in limits)
+        self.config = config
+        self.max_queue = max_queue
+        self.vocab_size = executor.vocab_size
+        self.eos_token_ids = frozenset(eos_token_ids)
+        pool = (executor.num_pages - 1) * PAGE_SIZE
+        self.max_model_len = min(max_model_len, pool)
+        if pool < max_model_len:
+            logger.warning(
+                "the KV cache holds %d tokens: longer sequences (up to %d) are refused", pool, self.max_model_len
+            )
+        self.detokenizer = Detokenizer(tokenizer)
+        self.runner = ModelRunner(executor, max_num_seqs)
+        self.blocks = BlockManager(executor.num_pages, config.prefix_caching)
+        self.scheduler = Scheduler(self.blocks, max_num_seqs, max_num_batched_tokens, self.max_model_len)
+        self.metrics = Metrics()
+        self.requests: dict[str, Request] = {}
+        self._queued: dict[str, Request] = {}  # not admitted yet
+        self._depth = executor.async_depth if config.async_depth is None else config.async_depth
+        self._launched: deque[tuple[Plan, StepHandle]] = deque()
+        self._order = itertools.count()
+        self._seeds = np.random.default_rng(config.seed)
+        self._finish_times: deque[float] = deque(maxlen=64)
+
+    # Requests
+
+    def check(self, prompt_ids: Seq[int], params: SamplingParams) -> None:
+        """Raises what is wrong with a request before it is queued.
+
+        Raises:
+            PromptTooLongError: prompt and answer asked for do not fit.
+            InvalidRequestError: empty prompt, or a token outside the vocabulary.
+        """
+        if not len(prompt_ids):
+            raise InvalidRequestError("the prompt is empty; give at least one token", "prompt")
+        least, most = min(prompt_ids), max(prompt_ids)
+        if least < 0 or most >= self.vocab_size:
+            bad = least if least < 0 else most
+            raise InvalidRequestError(
+                f"prompt token {bad} is outside the vocabulary 0..{self.vocab_size - 1}", "prompt"
+            )
+        params.check_vocabulary(self.vocab_size)
+        asked = params.max_tokens or 1
+        if len(prompt_ids) + asked > self.max_model_len:
+            raise PromptTooLongError(
+                f"the prompt has {len(prompt_ids)} tokens and {asked} more were asked for, but this engine takes "
+                f"{self.max_model_len} together; shorten the prompt or lower max_tokens",
+                "prompt" if len(prompt_ids) >= self.max_model_len else "max_tokens",
+            )
+
+    @property
+    def queue_depth(self) -> int:
+        """Requests that wait for admission."""
+        return len(self._queued)
+
+    def check_queue(self, also_waiting: int = 0) -> None:
+        """Raises QueueFullError if no further request may wait."""
+        if self.queue_depth + also_waiting >= self.max_queue:
+            raise QueueFullError(
+                f"{self.queue_depth + also_waiting} requests are waiting already (max_queue {self.max_queue}); "
+                "try again later",
+                self._retry_after(),
+            )
+
+    def add(self, request_id: str, prompt_ids: Seq[int], params: SamplingParams, arrival: float | None = None) -> None:
+        """Queues a request.
+
+        Args:
+            request_id: unique among the unfinished.
+            arrival: `time.perf_counter()` when it came; None = now.
+
+        Raises:
+            InvalidRequestError, PromptTooLongError: see `check`.
+            QueueFullError: see `check_queue`.
+        """
+        self.check(prompt_ids, params)
+        if request_id in self.requests:
+            raise InvalidRequestError(f"request id {request_id!r} is in use; ids must be unique", "request_id")
+        self.check_queue()
+        prompt = list(prompt_ids)
+        seed = params.seed if params.seed is not None else int(self._seeds.integers(2**63))
+        request = Request(request_id, prompt, params, seed, time.perf_counter() if arrival is None else arrival)
+        limit = self.max_model_len
+        if params.max_tokens is not None:
+            limit = min(limit, len(prompt) + params.max_tokens)
+        stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eos_token_ids)
+        for index in range(params.n):
+            text = self.detokenizer.stream(params.stop, prompt)
+            sequence = Sequence(request, index, list(prompt), limit, next(self._order), stop_ids, text)
+            request.sequences.append(sequence)
+            self.scheduler.add(sequence)
+        request.unfinished = params.n
+        self.requests[request_id] = self._queued[request_id] = request
+        self.metrics.requests += 1
+        self.metrics.prompt_tokens += len(prompt)
+
+    def abort(self, request_id: str) -> list[OutputDelta]:
+        """Ends a request; unknown ids (finished long ago) are no error. Returns its answers' last pieces."""
+        request = self.requests.get(request_id)
+        if request is None:
+            return []
+        now = time.perf_counter()
+        return [self._end(s, "", [], "abort", None, now) for s in request.sequences if s.status is not Status.FINISHED]
+
+    def abort_all(self) -> list[OutputDelta]:
+        """Ends every request and waits for the steps in flight, so that all pages and slots are free."""
+        deltas = [delta for request_id in list(self.requests) for delta in self.abort(request_id)]
+        while self._launched:
+            self._read_oldest(deltas)
+        return deltas
+
+    # Steps
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._launched) or self.scheduler.has_work
+
+    def step(self) -> list[OutputDelta]:
+        """Launches a step if there is something to compute and reads one if enough are in flight."""
+        deltas: list[OutputDelta] = []
+        plan = self.scheduler.schedule()
+        if plan is not None:
+            self._launch(plan)
+        if self._launched:
+            if plan is None or len(self._launched) > self._depth:
+                self._read_oldest(deltas)
+        elif self.scheduler.has_work:
+            raise RuntimeError("the scheduler has work but can neither compute nor wait for any of it")
+        return deltas
+
+    def _launch(self, plan: Plan) -> None:
+        for sequence in plan.admitted:
+            request = sequence.request
+            seed = _wrap(request.seed + sequence.index)
+            self.runner.assign(sequence.slot, request.params, seed, request.prompt_ids, sequence.output_ids)
+            if self._queued.pop(request.request_id, None) is not None:
+                self.metrics.queue_time.observe(time.perf_counter() - request.arrival)
+        self._launched.append((plan, self.runner.launch(plan.step)))
+        self.metrics.steps += 1
+        self.metrics.step_seqs.observe(plan.step.num_seqs)
+        self.metrics.step_tokens.observe(plan.step.num_tokens)
+
+    def _read_oldest(self, deltas: list[OutputDelta]) -> None:
+        plan, handle = self._launched.popleft()
+        output = handle.result()
+        self.scheduler.step_read(plan.number)
+        now = time.perf_counter()
+        sequences = plan.sequences
+        if not plan.step.sample.all():
+            sequences = [s for s, sampled in zip(sequences, plan.step.sample, strict=True) if sampled]
+        for row, (sequence, token) in enumerate(zip(sequences, output.token_ids, strict=True)):
+            if sequence.status is not Status.FINISHED:  # else: one token too many
+                deltas.append(self._take(sequence, token, row, output.logprobs, now))
+
+    def _take(self, sequence: Sequence, token: int, row: int, logprobs: Logprobs | None, now: float) -> OutputDelta:
+        """Appends a token to its answer and says what that gives the consumer."""
+        request, tokens = sequence.request, sequence.tokens
+        tokens.append(token)
+        if (len(tokens) - 1) % PAGE_SIZE == 0:
+            self.scheduler.page_filled(sequence)
+        self.metrics.generation_tokens += 1
+        if sequence.last_token_at:
+            self.metrics.inter_token.observe(now - sequence.last_token_at)
+        else:
+            self.metrics.ttft.observe(now - request.arrival)
+        sequence.last_token_at = now
+
+        details = None
+        if logprobs is not None and request.params.logprobs is not None:
+            details = [self._describe(token, row, logprobs, request.params.logprobs)]
+        if token in sequence.stop_ids:
+            text, stop = sequence.text.finish()
+            if stop is None and token in request.params.stop_token_ids:
+                return self._end(sequence, text, [token], "stop", token, now, details)
+            return self._end(sequence, text, [token], "stop", stop, now, details)
+        text, stop = sequence.text.push(token)
+        if stop is not None:
+            return self._end(sequence, text, [token], "stop", stop, now, details)
+        if len(tokens) >= sequence.limit:
+            rest, stop = sequence.text.finish()
+            reason = "length" if stop is None else "stop"
+            return self._end(sequence, text + rest, [token], reason, stop, now, details)
+        return OutputDelta(request.request_id, sequence.index, text, [token], details)
+
+    def _end(
+        self,
+        sequence: Sequence,
+        text: str,
+        token_ids: list[int],
+        reason: str,
+        stop: str | int | None,
+        now: float,
+        logprobs: list[TokenLogprob] | None = None,
+    ) -> OutputDelta:
+        request = sequence.request
+        self.scheduler.end(sequence)
+        self.metrics.finished[reason] += 1
+        self.metrics.e2e.observe(now - request.arrival)
+        request.unfinished -= 1
+        usage = None
+        if request.unfinished == 0:
+            usage = request.usage()
+            del self.requests[request.request_id]
+            self._queued.pop(request.request_id, None)
+            self._finish_times.append(now)
+        return OutputDelta(request.request_id, sequence.index, text, token_ids, logprobs, reason, stop, usage)
+
+    def _describe(self, token: int, row: int, logprobs: Logprobs, count: int) -> TokenLogprob:
+        def entry(token_id: int, value: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
+            raw = self.detokenizer.token_bytes(token_id)
+            return TokenLogprob(token_id, value, raw.decode("utf-8", "replace"), raw, top)
+
+        ids, values = logprobs.ids[row, :count].tolist(), logprobs.values[row, :count].tolist()
+        top = tuple(entry(i, value) for i, value in zip(ids, values, strict=True))
+        return entry(token, float(logprobs.chosen[row]), top)
+
+    # Figures
+
+    def stats(self) -> EngineStats:
+        """A snapshot; may be called from any thread."""
+        m, blocks, scheduler = self.metrics, self.blocks, self.scheduler
+        cached, available = blocks.num_cached, blocks.num_available
+        pages = blocks.num_pages - 1
+        return EngineStats(
+            queue_depth=self.queue_depth,
+            max_queue=self.max_queue,
+            waiting=len(scheduler.waiting),
+            running=scheduler.num_running,
+            max_num_seqs=self.config.max_num_seqs or 0,
+            pages=pages,
+            pages_used=pages - available,
+            pages_cached=cached,
+            pages_free=available - cached,
+            requests=m.requests,
+            finished=dict(m.finished),
+            prompt_tokens=m.prompt_tokens,
+            generation_tokens=m.generation_tokens,
+            prefix_query_tokens=scheduler.prefix_queries,
+            prefix_hit_tokens=scheduler.prefix_hits,
+            preemptions=scheduler.preemptions,
+            steps=m.steps,
+            ttft=m.ttft.copy(),
+            inter_token=m.inter_token.copy(),
+            e2e=m.e2e.copy(),
+            queue_time=m.queue_time.copy(),
+            step_seqs=m.step_seqs.copy(),
+            step_tokens=m.step_tokens.copy(),
+        )
+
+    def _retry_after(self) -> float:
+        """Seconds until about half of the queue is gone at the rate of the last requests, 1 .. 60."""
+        times = self._finish_times
+        if len(times) < 2 or times[-1] <= times[0]:
+            return 1.0
+        rate = (len(times) - 1) / (times[-1] - times[0])
+        return min(60.0, max(1.0, 0.5 * self.queue_depth / rate))
+
+
+def _wrap(seed: int) -> int:
+    """As a signed 64-bit integer."""
+    return (seed + 2**63) % 2**64 - 2**63

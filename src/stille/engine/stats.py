@@ -1,0 +1,102 @@
+"""What the engine counts: written by the engine's thread, read from any other."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass, field
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+
+
+class Histogram:
+    """Counts of observations by bucket, as Prometheus wants them.
+
+    Attributes:
+        bounds: upper bounds (inclusive) of all buckets but the last, which has none.
+        counts: observations per bucket, one more than bounds; not cumulative.
+        sum: of all observations.
+    """
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: tuple[float, ...], counts: list[int] | None = None, total: float = 0.0):
+        self.bounds = bounds
+        self.counts = counts or [0] * (len(bounds) + 1)
+        self.sum = total
+
+    @property
+    def count(self) -> int:
+        return sum(self.counts)
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def copy(self) -> Histogram:
+        return Histogram(self.bounds, list(self.counts), self.sum)
+
+
+@dataclass(slots=True)
+class Metrics:
+    """Counters and histograms of one engine since it started.
+
+    Attributes:
+        finished: requests' answers by finish reason.
+        prompt_tokens: of admitted requests; generation_tokens: given out.
+        ttft: seconds from a request's arrival to the first token of each answer.
+        inter_token: seconds between two tokens of an answer.
+        e2e: seconds from a request's arrival to an answer's end.
+        queue_time: seconds from a request's arrival to its admission.
+        step_seqs, step_tokens: sequences and tokens per step.
+    """
+
+    requests: int = 0
+    finished: dict[str, int] = field(default_factory=lambda: {"stop": 0, "length": 0, "abort": 0})
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    steps: int = 0
+    ttft: Histogram = field(default_factory=lambda: Histogram(_SECONDS))
+    inter_token: Histogram = field(default_factory=lambda: Histogram(_SECONDS))
+    e2e: Histogram = field(default_factory=lambda: Histogram(_SECONDS))
+    queue_time: Histogram = field(default_factory=lambda: Histogram(_SECONDS))
+    step_seqs: Histogram = field(default_factory=lambda: Histogram(_COUNTS))
+    step_tokens: Histogram = field(default_factory=lambda: Histogram(_COUNTS))
+
+
+@dataclass(slots=True, frozen=True)
+class EngineStats:
+    """A snapshot.
+
+    Attributes:
+        queue_depth: requests waiting for admission; max_queue: how many may.
+        waiting: sequences without a slot (preempted ones too); running: with one.
+        pages: of the cache without the scratch page = pages_used + pages_cached + pages_free.
+        pages_cached: not in use, kept for their content.
+        prefix_query_tokens, prefix_hit_tokens: prompt tokens looked up in the prefix cache, and found.
+        Others: see `Metrics`.
+    """
+
+    queue_depth: int
+    max_queue: int
+    waiting: int
+    running: int
+    max_num_seqs: int
+    pages: int
+    pages_used: int
+    pages_cached: int
+    pages_free: int
+    requests: int
+    finished: dict[str, int]
+    prompt_tokens: int
+    generation_tokens: int
+    prefix_query_tokens: int
+    prefix_hit_tokens: int
+    preemptions: int
+    steps: int
+    ttft: Histogram
+    inter_token: Histogram
+    e2e: Histogram
+    queue_time: Histogram
+    step_seqs: Histogram
+    step_tokens: Histogram
