@@ -74,10 +74,7 @@ def gguf_config(file: GGUFFile) -> StilleConfig:
             rope["original_max_position_embeddings"] = get("rope.scaling.original_context_length", context)
     elif scaling != "none":
         raise CheckpointError(f"{file.path} has RoPE scaling {scaling!r}; readable are {', '.join(ROPE_SCALING)}.")
-    tokens = {
-        f"{name}_token_id": file.metadata.get(f"tokenizer.ggml.{key}_token_id")
-        for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
-    }
+    ids = {key: file.metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("bos", "eos", "eot", "padding")}
     return StilleConfig(
         vocab_size=file.tensors["token_embd.weight"].shape[0],
         hidden_size=width,
@@ -95,7 +92,9 @@ def gguf_config(file: GGUFFile) -> StilleConfig:
         attention_output_bias="blk.0.attn_output.bias" in file.tensors,
         qk_norm="blk.0.attn_q_norm.weight" in file.tensors,
         tie_word_embeddings="output.weight" not in file.tensors,
-        **tokens,
+        bos_token_id=ids["bos"],
+        eos_token_id=[token_id for token_id in (ids["eos"], ids["eot"]) if token_id is not None] or None,
+        pad_token_id=ids["padding"],
     )
 
 

@@ -148,12 +148,10 @@ def _translate(theirs: Any, **flags: Any) -> StilleConfig:
     # A window counts only where some layer uses it; Mistral has no list of layers: all of them do.
     layers = getattr(theirs, "layer_types", None)
     windowed = layers is None or any(kind != "full_attention" for kind in layers)
-    return StilleConfig(
-        **{name: getattr(theirs, name) for name in same.split()},
-        head_dim=getattr(theirs, "head_dim", None),
-        sliding_window=getattr(theirs, "sliding_window", None) if windowed else None,
-        **flags,
-    )
+    values: dict[str, Any] = {name: getattr(theirs, name) for name in same.split()}
+    values["head_dim"] = getattr(theirs, "head_dim", None)
+    values["sliding_window"] = getattr(theirs, "sliding_window", None) if windowed else None
+    return StilleConfig(**values, **flags)
 
 
 class _bar:

@@ -1,6 +1,7 @@
 """Models of the Hugging Face Hub, kept in Hugging Face's own cache (HF_HOME), so they are shared with other tools."""
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,7 @@ def fetch_from_hub(name: str, *, offline: bool, progress: Progress | None) -> Pa
     options: dict[str, Any] = {
         "revision": revision,
         "local_files_only": offline or constants.HF_HUB_OFFLINE,
+        "endpoint": os.environ.get("HF_ENDPOINT") or None,
         "tqdm_class": _bar_class(progress),
     }
     try:

