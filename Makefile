@@ -5,7 +5,7 @@ PORT ?= 8000
 ARGS ?=
 
 BIN := .venv/bin
-BOOTSTRAP := $(PYTHON) scripts/bootstrap.py
+BOOTSTRAP := "$(PYTHON)" scripts/bootstrap.py
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test check format bench docs-tables clean env-serve env-dev
