@@ -1,0 +1,88 @@
+"""An engine for the length of a command, driven from ordinary blocking code."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Coroutine, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from stille.cli.download import fetch, stderr_console
+
+if TYPE_CHECKING:
+    from stille.engine.async_llm import AsyncLLM, RequestStream
+    from stille.engine.config import EngineConfig
+    from stille.engine.outputs import OutputDelta
+    from stille.engine.sampling_params import SamplingParams
+
+T = TypeVar("T")
+
+
+class Session:
+    """A started `AsyncLLM` and the event loop that it reports to.
+
+    Ctrl-C during `run` or `stream` cancels what is running and raises KeyboardInterrupt; the engine stays usable.
+    """
+
+    def __init__(self, engine: AsyncLLM, loop: asyncio.AbstractEventLoop):
+        self.engine = engine
+        self.loop = loop
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine to its end."""
+        task = self.loop.create_task(work)
+        with _interrupt_cancels(self.loop, task):
+            try:
+                return self.loop.run_until_complete(task)
+            except asyncio.CancelledError:
+                raise KeyboardInterrupt from None
+
+    def stream(self, prompt: list[int], params: SamplingParams) -> Iterator[OutputDelta]:
+        """The deltas of one request. Leaving the loop early, or Ctrl-C, aborts the request."""
+
+        async def begin() -> RequestStream:
+            return self.engine.generate(prompt, params)
+
+        stream = self.run(begin())
+        try:
+            while (delta := self.run(_next(stream))) is not None:
+                yield delta
+        finally:
+            self.loop.run_until_complete(stream.aclose())
+
+
+async def _next(stream: RequestStream) -> OutputDelta | None:
+    return await anext(stream, None)
+
+
+@contextlib.contextmanager
+def open_session(config: EngineConfig, *, quiet: bool = False) -> Iterator[Session]:
+    """Fetch the model if it is absent, load it, start the engine; close it at the end."""
+    fetch(config.model, quiet=quiet)
+    from stille.engine.async_llm import AsyncLLM
+
+    loop = asyncio.new_event_loop()
+    try:
+        with stderr_console(quiet).status(f"Loading {config.model}"):
+            engine = AsyncLLM(config)
+            loop.run_until_complete(engine.start())
+        try:
+            yield Session(engine, loop)
+        finally:
+            loop.run_until_complete(engine.close())
+    finally:
+        loop.close()
+
+
+@contextlib.contextmanager
+def _interrupt_cancels(loop: asyncio.AbstractEventLoop, task: asyncio.Task) -> Iterator[None]:
+    try:
+        loop.add_signal_handler(signal.SIGINT, task.cancel)
+    except (NotImplementedError, RuntimeError, ValueError):  # Windows; not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)

@@ -1,0 +1,100 @@
+"""POST /v1/chat/completions."""
+
+import time
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from stille.server import logprobs
+from stille.server.errors import ApiError, as_api_error
+from stille.server.generation import Generation, sampling_params
+from stille.server.openapi import errors, generated
+from stille.server.routes.common import check_stream_options, deliver, new_id, require_model, state_of
+from stille.server.schemas.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
+from stille.server.streaming import DONE, event
+
+router = APIRouter(tags=["generation"])
+
+
+@router.post(
+    "/v1/chat/completions",
+    response_class=Response,
+    responses=generated(ChatCompletion, ChatCompletionChunk) | errors(400, 401, 404, 413, 429, 500, 503),
+)
+async def create_chat_completion(request: Request, body: ChatCompletionRequest) -> Response:
+    """Answer a conversation, all at once or as server-sent events."""
+    state = state_of(request)
+    model = require_model(state, body.model)
+    check_stream_options(body)
+    if body.top_logprobs is not None and not body.logprobs:
+        message = "top_logprobs is only allowed with logprobs=true."
+        raise ApiError(400, message, code="incompatible_parameters", param="top_logprobs")
+    prompt = await state.prompts.chat(body.messages)
+    params = sampling_params(body, body.token_limit(), body.logprobs_count())
+    answer_id = new_id("chatcmpl")
+    generation = Generation(state.engine, answer_id, [prompt], params)
+    generation.start("messages", state.settings.max_choices)
+    head = {"id": answer_id, "object": "chat.completion", "created": int(time.time()), "model": model}
+    return await deliver(
+        request,
+        generation,
+        stream=body.stream,
+        events=lambda: _events(generation, head, body.wants_stream_usage()),
+        collect=lambda: _collect(generation, head),
+    )
+
+
+async def _collect(generation: Generation, head: dict[str, Any]) -> dict[str, Any]:
+    texts = [""] * generation.choices
+    reasons = [""] * generation.choices
+    tokens: list[list[dict[str, Any]]] = [[] for _ in texts]
+    alternatives = generation.params.logprobs
+    async for index, delta in generation.updates():
+        texts[index] += delta.text
+        if delta.finish_reason is not None:
+            reasons[index] = delta.finish_reason
+        if alternatives is not None and delta.logprobs:
+            tokens[index] += logprobs.for_chat(delta.logprobs, alternatives)
+    choices = [
+        {
+            "index": index,
+            "message": {"role": "assistant", "content": text, "refusal": None},
+            "logprobs": None if alternatives is None else {"content": tokens[index], "refusal": None},
+            "finish_reason": reasons[index],
+        }
+        for index, text in enumerate(texts)
+    ]
+    return {**head, "choices": choices, "usage": generation.usage().model_dump()}
+
+
+async def _events(generation: Generation, head: dict[str, Any], with_usage: bool) -> AsyncGenerator[bytes, None]:
+    head = {**head, "object": "chat.completion.chunk"}
+    tail: dict[str, Any] = {"usage": None} if with_usage else {}
+    alternatives = generation.params.logprobs
+
+    def chunk(index: int, delta: dict[str, Any], probabilities: Any = None, reason: str | None = None) -> bytes:
+        choice = {"index": index, "delta": delta, "logprobs": probabilities, "finish_reason": reason}
+        return event({**head, "choices": [choice], **tail})
+
+    begun: set[int] = set()
+    try:
+        async for index, delta in generation.updates():
+            if index not in begun:
+                begun.add(index)
+                yield chunk(index, {"role": "assistant", "content": ""})
+            probabilities = None
+            if alternatives is not None and delta.logprobs:
+                probabilities = {"content": logprobs.for_chat(delta.logprobs, alternatives), "refusal": None}
+            if delta.text or probabilities:
+                yield chunk(index, {"content": delta.text}, probabilities)
+            if delta.finish_reason is not None:
+                yield chunk(index, {}, None, delta.finish_reason)
+    except Exception as error:
+        # The status line is long gone; OpenAI's clients raise on an event with an error. No [DONE]: it is not.
+        yield event(as_api_error(error).body())
+        return
+    if with_usage:
+        yield event({**head, "choices": [], "usage": generation.usage().model_dump()})
+    yield DONE
