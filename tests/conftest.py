@@ -1,8 +1,14 @@
 """Fixtures that every part shares: the real default model, fetched once through the store into the usual cache."""
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    # Before anything imports Triton: its interpreter runs the GPU kernels' tests on CPU tensors.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session")
