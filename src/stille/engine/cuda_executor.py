@@ -1,0 +1,191 @@
+"""The executor for CUDA: Triton kernels, decode steps as CUDA graphs, no wait for the device anywhere.
+
+A dense model runs through `FusedDecoder`; a model with other kinds of FFN through its own modules over the same paged
+attention. Decode steps are padded to one of a few sizes, each captured once; steps with prompt chunks run eagerly.
+With Triton's interpreter the executor also runs on the CPU, without graphs, which is how it is tested there.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stille.engine.config import PAGE_SIZE, EngineConfig, plan_pages
+from stille.engine.cuda_staging import Staging
+from stille.engine.executor import StepInput
+from stille.errors import UnsupportedError
+from stille.kernels.triton_support import IN_TRITON, interpreting, require_triton
+
+if TYPE_CHECKING:
+    from stille.engine.cuda_batch import Batch
+    from stille.model import StilleForCausalLM
+
+logger = logging.getLogger(__name__)
+
+
+def padded_sizes(most: int) -> list[int]:
+    """Row counts that decode steps are padded to: powers of two, then steps of 16, 32 and 64, and `most` itself."""
+    sizes = [1, 2, 4, 8, *range(16, 65, 16), *range(96, 257, 32), *range(320, most + 64, 64)]
+    return sorted({size for size in sizes if size < most} | {most})
+
+
+class CudaExecutor:
+    """See `executor.Executor`.
+
+    Args:
+        model: on its device, in float32, bfloat16 or float16. Its projections are fused in place.
+        config: resolved.
+        pdl: programmatic dependent launch between the kernels of a decode step; None: where it is known to work.
+
+    Raises:
+        UnsupportedError: Triton is missing, or a dtype, device, head width or attention kind that has no kernels here.
+    """
+
+    def __init__(self, model: StilleForCausalLM, config: EngineConfig, *, pdl: bool | None = None):
+        shape: Any = model.config
+        weight: Tensor = model.model.embed_tokens.weight.data
+        self.device = weight.device
+        _check(model, weight)
+        from stille.engine.cuda_batch import DecodeInputs, KVCache
+        from stille.engine.cuda_fused import FusedDecoder, is_dense
+
+        assert config.max_num_seqs, "config not resolved"
+        assert config.max_model_len, "config not resolved"
+        self.model = model.eval()
+        self.vocab_size = int(shape.vocab_size)
+        self.async_depth = 1 if self.device.type == "cuda" else 0
+        self.dtype = weight.dtype
+        if self.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
+            logger.info("setting torch's float32 matmul precision to 'highest': fp32 is the exactness mode")
+            torch.set_float32_matmul_precision("highest")
+        self._group = int(shape.num_attention_heads) // int(shape.num_key_value_heads)
+        self._head_dim = int(shape.head_dim)
+        self._pdl = bool(pdl)
+
+        self._sizes = padded_sizes(config.max_num_seqs)
+        most = self._sizes[-1]
+        width = -(-config.max_model_len // PAGE_SIZE)
+        self._inputs = DecodeInputs(most, width, self.device)
+        self._staging = Staging(self.device)
+        self._logits_BV = torch.empty(most, self.vocab_size, dtype=torch.float32, device=self.device)
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._use_graphs = config.cuda_graphs and self.device.type == "cuda"
+        self._pool: Any = None
+
+        layers, kv_heads = int(shape.num_hidden_layers), int(shape.num_key_value_heads)
+        page_bytes = 2 * layers * kv_heads * PAGE_SIZE * self._head_dim * weight.element_size()
+        self.num_pages = plan_pages(config, page_bytes, self.device)
+        cache_shape = (layers, self.num_pages, kv_heads, PAGE_SIZE, self._head_dim)
+        self._cache = KVCache.allocate(cache_shape, int(shape.num_attention_heads), most, self.dtype, self.device)
+        self._fused = FusedDecoder(model, self._cache, most, config.max_model_len) if is_dense(shape) else None
+        if self._fused is None:
+            model.model.rope_table()  # made now: a graph cannot capture it
+            logger.info("a layer has no fused kernels: the model runs through its own modules")
+
+    @torch.inference_mode()
+    def warmup(self) -> None:
+        """Compiles the kernels and captures a graph for every padded size."""
+        start = time.perf_counter()
+        for lengths in ((PAGE_SIZE + 1, 1), (1,)):
+            self._prefill(_blank_step(lengths), torch.zeros(sum(lengths), dtype=torch.int64, device=self.device))
+        for done, rows in enumerate(reversed(self._sizes), 1):  # the largest first: smaller ones reuse its memory
+            if self._use_graphs:
+                self._capture(rows)
+                logger.info("captured decode step of %d (%d of %d)", rows, done, len(self._sizes))
+        logger.info("kernels ready in %.1f s", time.perf_counter() - start)
+
+    @torch.inference_mode()
+    def forward(self, step: StepInput, ids_N: Tensor) -> Tensor:
+        if step.is_decode and step.num_seqs <= self._sizes[-1]:
+            return self._decode(step, ids_N)
+        return self._prefill(step, ids_N)
+
+    def _decode(self, step: StepInput, ids_S: Tensor) -> Tensor:
+        sequences = step.num_seqs
+        rows = next(size for size in self._sizes if size >= sequences)
+        self._inputs.load(step, ids_S, rows, self._staging)
+        if not self._use_graphs:
+            self._decode_rows(rows)
+        else:
+            if rows not in self._graphs:
+                self._capture(rows)
+            self._graphs[rows].replay()
+        return self._logits_BV[:sequences]
+
+    def _prefill(self, step: StepInput, ids_N: Tensor) -> Tensor:
+        from stille.engine.cuda_batch import mixed_batch
+
+        batch = mixed_batch(step, self._group, self._head_dim, self.dtype, self._staging)
+        if self._fused is not None:
+            return self._fused.prefill(ids_N, batch)
+        return self._through_modules(ids_N, batch)
+
+    def _decode_rows(self, rows: int) -> None:
+        """One decode step of the inputs' first `rows`, eagerly or under capture."""
+        batch = self._inputs.batch(rows, self._pdl)
+        ids_B, logits_BV = self._inputs.ids_B[:rows], self._logits_BV[:rows]
+        if self._fused is not None:
+            self._fused.decode(ids_B, batch, logits_BV)
+        else:
+            logits_BV.copy_(self._through_modules(ids_B, batch))
+
+    def _through_modules(self, ids_N: Tensor, batch: Batch) -> Tensor:
+        from stille.engine.cuda_batch import PagedBackend
+
+        backend = PagedBackend(self._cache, batch)
+        hidden_NC = self.model.forward_tokens(ids_N, batch.positions_N.long(), backend)
+        if batch.last_rows_S is not None:
+            hidden_NC = hidden_NC.index_select(0, batch.last_rows_S)
+        return self.model.compute_logits(hidden_NC).float()
+
+    def _capture(self, rows: int) -> None:
+        """Record the decode step of `rows` rows.
+
+        The rehearsal compiles kernels and may compute a real step; doing that twice writes the same values twice.
+        """
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self._decode_rows(rows)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            self._decode_rows(rows)
+        self._pool = graph.pool()
+        self._graphs[rows] = graph
+
+
+def _check(model: StilleForCausalLM, weight: Tensor) -> None:
+    require_triton("the CUDA engine")
+    config: Any = model.config
+    if weight.device.type != "cuda" and not interpreting():
+        raise UnsupportedError(f"CudaExecutor runs on CUDA devices; the model is on {weight.device}")
+    if weight.dtype not in IN_TRITON:
+        raise UnsupportedError(f"CudaExecutor computes in {', '.join(IN_TRITON.values())}; the model is {weight.dtype}")
+    if config.head_dim > 256:
+        raise UnsupportedError(f"the attention kernels take heads up to 256 wide; the model's are {config.head_dim}")
+    others = sorted(set(config.attention_kinds) - {"full"})
+    if others:
+        raise UnsupportedError(f"attention kinds {', '.join(others)} have no paged kernels yet")
+
+
+def _blank_step(lengths: tuple[int, ...]) -> StepInput:
+    """A step over sequences that live in the scratch page, as a rehearsal."""
+    counts = np.array(lengths, np.int32)
+    order = np.argsort(counts > 1, kind="stable")
+    counts = counts[order]
+    sequences = len(counts)
+    return StepInput(
+        slots=np.arange(sequences, dtype=np.int32),
+        starts=np.zeros(sequences, np.int32),
+        lengths=counts,
+        token_ids=np.zeros(int(counts.sum()), np.int64),
+        page_table=np.zeros((sequences, -(-int(counts.max()) // PAGE_SIZE)), np.int32),
+        sample=np.ones(sequences, bool),
+        num_decodes=int((counts == 1).sum()),
+    )
