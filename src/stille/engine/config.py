@@ -72,7 +72,7 @@ class EngineConfig:
         _integer("max_num_seqs", self.max_num_seqs, low=1, high=4096)
         _integer("max_num_batched_tokens", self.max_num_batched_tokens, low=1)
         _integer("kv_cache_tokens", self.kv_cache_tokens, low=1)
-        _integer("max_queue", self.max_queue, low=0)
+        _integer("max_queue", self.max_queue, low=1)
         _integer("threads", self.threads, low=1, high=1024)
         _integer("seed", self.seed, low=0, high=2**63 - 1)
         _integer("async_depth", self.async_depth, low=0, high=1)
@@ -122,6 +122,8 @@ class EngineConfig:
             raise ConfigError(
                 f"max_model_len {self.max_model_len} exceeds the model's {limit} positions (max_position_embeddings)"
             )
+        if self.max_model_len is None and self.kv_cache_tokens is not None:
+            limit = min(limit, page_ceil(self.kv_cache_tokens))
         seqs = self.max_num_seqs or (256 if device == "cuda" else 32)
         if self.max_num_seqs is None and self.max_num_batched_tokens is not None:
             seqs = min(seqs, self.max_num_batched_tokens)
