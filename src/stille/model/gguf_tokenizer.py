@@ -70,7 +70,9 @@ def gguf_tokenizer(metadata: dict[str, Any], path: Path) -> PreTrainedTokenizerF
         raise CheckpointError(f"{path} has tokenizer model {model!r}; readable are 'gpt2' and 'llama'.")
     try:
         tokenizer = _byte_level(tokens, get, path) if model == "gpt2" else _sentence_piece(tokens, get, path)
-    except (TypeError, ValueError, KeyError) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # the tokenizers library raises bare Exception for vocabularies that do not fit
         raise CheckpointError(f"the tokenizer of {path} is damaged ({error!r}).") from error
 
     kinds = get("token_type") or []
