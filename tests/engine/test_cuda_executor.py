@@ -86,7 +86,8 @@ class Driver:
         )  # fmt: skip
         logits = self.executor.forward(step, torch.from_numpy(ids).to(DEVICE))
         self.done[seqs] += lengths
-        assert logits.dtype == torch.float32 and logits.shape == (len(seqs), self.expected.shape[-1])
+        assert logits.dtype == torch.float32
+        assert logits.shape == (len(seqs), self.expected.shape[-1])
         expected = self.expected[seqs, self.done[seqs] - 1]
         torch.testing.assert_close(logits, expected, rtol=2e-4, atol=2e-4)
 
@@ -141,7 +142,8 @@ def test_warmup_leaves_the_executor_as_it_was():
 @pytest.mark.parametrize("most", [1, 2, 5, 16, 100, 256, 1000])
 def test_padded_sizes_cover_every_batch(most):
     sizes = padded_sizes(most)
-    assert sizes[0] == 1 and sizes[-1] == most and sizes == sorted(set(sizes))
+    assert (sizes[0], sizes[-1]) == (1, most)
+    assert sizes == sorted(set(sizes))
 
 
 def test_what_it_cannot_run_is_named():

@@ -23,7 +23,8 @@ def randn(*shape, dtype=torch.float32, scale=1.0):
 
 
 def check(got, expected, dtype):
-    assert got.shape == expected.shape and got.dtype == expected.dtype
+    assert got.shape == expected.shape
+    assert got.dtype == expected.dtype
     assert not got.isnan().any()
     error = (got.double() - expected.double()).norm() / expected.double().norm()
     assert error < TOLERANCE[dtype]

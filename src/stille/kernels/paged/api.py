@@ -1,8 +1,8 @@
 """The operations on a paged KV cache, on Triton where it runs and in plain torch elsewhere.
 
-Shapes: N flat tokens, S sequences, H query heads, K key/value heads, D head width, P pages of a sequence. The cache of a
-layer is `k_pages`, `v_pages`: [num_pages, K, 64, D]. A slot is `page * 64 + offset`. Metadata are int32 (int64 is fine)
-tensors on the tensors' device: nothing here waits for the GPU. Dtypes: float32, bfloat16, float16, the same for all.
+Shapes: N flat tokens, S sequences, H query heads, K key/value heads, D head width, P pages of a sequence. The cache of
+a layer is `k_pages`, `v_pages`: [num_pages, K, 64, D]. A slot is `page * 64 + offset`. Metadata are int32 (int64 is
+fine) tensors on the tensors' device. Dtypes: float32, bfloat16, float16, the same for all.
 """
 
 import torch

@@ -5,6 +5,10 @@ product is token r // G, head r % G. So a one-token chunk uses its tile as well 
 works. Which tiles exist is a small table made on the host, where the chunk lengths are known anyway.
 """
 
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportIndexIssue=false
+# Triton's language is Python in looks only; its types are beyond the checker.
+
 from dataclasses import dataclass
 
 import numpy as np

@@ -3,6 +3,10 @@
 Shapes as in `reference.py`. Pairs of a head are (p, p + D/2), p < D/2.
 """
 
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportIndexIssue=false
+# Triton's language is Python in looks only; its types are beyond the checker.
+
 import triton
 import triton.language as tl
 from torch import Tensor
