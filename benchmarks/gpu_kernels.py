@@ -284,7 +284,7 @@ def sweep() -> None:
             for config in options:
                 try:
                     us = time_graph(
-                        lambda c=config, o=operation: [o.run(data, i, c, False) for i in range(o.launches)],
+                        lambda c=config, o=operation, d=data: [o.run(d, i, c, False) for i in range(o.launches)],
                         operation.launches,
                     )
                 except Exception as failure:
@@ -296,7 +296,7 @@ def sweep() -> None:
             data.cache(context)
             options = decode_candidates(rows)
             timed = [
-                (time_graph(lambda c=config: [attend(data, i, c) for i in range(LAYERS)], LAYERS), config)
+                (time_graph(lambda c=config, d=data: [attend(d, i, c) for i in range(LAYERS)], LAYERS), config)
                 for config in options
             ]
             report(f"rows {rows} attention at {context}", timed, options[0])
