@@ -1,0 +1,134 @@
+"""Packed weights and compiled kernels on the CPU: the fast executor where there is no GPU.
+
+Every row of a step, prompt or decode, goes through the same kernels, and a row's logits do not depend on what else is
+in the step: a greedy answer is the same alone, batched, chunked or from cached prefixes, bit for bit.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stille.engine.config import EngineConfig, plan_pages
+from stille.engine.executor import StepInput
+from stille.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+    from stille.kernels.cpu import CpuDecoder, DecoderShape, LayerTensors
+    from stille.model import StilleForCausalLM
+
+logger = logging.getLogger(__name__)
+
+_BITS = {"int4": 4, "int8": 8}
+
+
+class CpuExecutor:
+    """See `executor.Executor`.
+
+    Args:
+        model: float weights on the CPU. It is consumed: each weight is packed and then freed, so that the peak stays
+            near the size of the float model. Left untouched if this raises UnsupportedError.
+        config: resolved, dtype int4 or int8; `threads` None takes torch's number.
+
+    Raises:
+        UnsupportedError: a layer kind or size without kernels, no numba, no POSIX threads.
+    """
+
+    def __init__(self, model: StilleForCausalLM, config: EngineConfig):
+        if config.dtype not in _BITS:
+            raise UnsupportedError(f"CpuExecutor packs weights to int4 or int8, not {config.dtype}")
+        try:
+            from stille.kernels.cpu import CpuDecoder, Target
+        except ImportError as error:
+            raise UnsupportedError(f"the CPU kernels need numba (pip install 'stille[serve]'): {error}") from error
+        shape, target = _shape(model, _BITS[config.dtype]), Target("auto", "auto")
+        self.device = torch.device("cpu")
+        self.vocab_size, self.async_depth = shape.vocab, 0
+        self.num_pages = plan_pages(config, shape.page_bytes(target), self.device)
+        cos_TD, sin_TD = model.model.rope_table(config.max_model_len)
+        self.decoder = CpuDecoder(shape, self.num_pages, target, config.threads or torch.get_num_threads())
+        _load(self.decoder, model, cos_TD, sin_TD)
+
+    def warmup(self) -> None:
+        """Compiles the kernels, or loads them from numba's cache; writes to the scratch page only."""
+        began = time.perf_counter()
+        one = np.ones(1, np.int32)
+        self.decoder.forward(0 * one, one, one.astype(np.int64), np.zeros((1, 1), np.int32), np.ones(1, bool))
+        logger.info("CPU kernels for %s ready in %.1f s", self.decoder.target, time.perf_counter() - began)
+
+    def forward(self, step: StepInput, ids_N: Tensor) -> Tensor:
+        return self.decoder.forward(step.starts, step.lengths, ids_N.numpy(), step.page_table, step.sample)
+
+
+def _shape(model: StilleForCausalLM, bits: int) -> DecoderShape:
+    from stille.kernels.cpu import DecoderShape
+    from stille.model.attention import Attention
+    from stille.model.ffn import DenseFFN
+
+    c = model.config
+    for number, layer in enumerate(model.model.layers):
+        if type(layer.self_attn) is not Attention or type(layer.mlp) is not DenseFFN:
+            kinds = f"{type(layer.self_attn).__name__} and {type(layer.mlp).__name__}"
+            raise UnsupportedError(
+                f"layer {number} is made of {kinds}; the CPU kernels run full attention and dense FFN"
+            )
+    scale = float(model.model.layers[0].self_attn.scale)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    return DecoderShape(
+        layers=c.num_hidden_layers,
+        hidden=c.hidden_size,
+        intermediate=c.intermediate_size,
+        heads=c.num_attention_heads,
+        kv_heads=c.num_key_value_heads,
+        head_dim=c.head_dim,
+        vocab=c.vocab_size,
+        eps=c.rms_norm_eps,
+        scale=scale,
+        bits=bits,
+    )
+
+
+@torch.inference_mode()
+def _load(decoder: CpuDecoder, model: StilleForCausalLM, cos_TD: Tensor, sin_TD: Tensor) -> None:
+    for number, layer in enumerate(model.model.layers):
+        decoder.load_layer(number, _tensors(layer))
+        _free(layer)
+    body, head = model.model, model.lm_head.weight
+    tied = head is body.embed_tokens.weight or head.data_ptr() == body.embed_tokens.weight.data_ptr()
+    decoder.load_ends(body.embed_tokens.weight, None if tied else head, body.norm.weight, cos_TD, sin_TD)
+    _free(model)
+
+
+def _tensors(layer: Module) -> LayerTensors:
+    from stille.kernels.cpu import LayerTensors
+
+    a, f = layer.self_attn, layer.mlp
+    weight = lambda module: None if module is None else module.weight  # noqa: E731
+    return LayerTensors(
+        attention_norm_C=layer.input_layernorm.weight,
+        q=a.q_proj.weight,
+        k=a.k_proj.weight,
+        v=a.v_proj.weight,
+        out=a.o_proj.weight,
+        ffn_norm_C=layer.post_attention_layernorm.weight,
+        gate=f.gate_proj.weight,
+        up=f.up_proj.weight,
+        down=f.down_proj.weight,
+        q_bias=a.q_proj.bias,
+        k_bias=a.k_proj.bias,
+        v_bias=a.v_proj.bias,
+        out_bias=a.o_proj.bias,
+        q_norm_D=weight(a.q_norm),
+        k_norm_D=weight(a.k_norm),
+    )
+
+
+def _free(module: Module) -> None:
+    for parameter in module.parameters():
+        parameter.data = torch.empty(0)

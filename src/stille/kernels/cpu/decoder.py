@@ -1,0 +1,348 @@
+"""A dense decoder on the CPU: packed weights, a paged cache and steps over flat rows, computed by compiled kernels.
+
+This knows tensors and sizes, no model class. Attention with grouped heads, rotary embedding, optional head norms and
+biases; SwiGLU; 4- or 8-bit layers; 8-bit embedding and head; activations quantised to 8 bits in groups of 32.
+
+Names: N rows of a step, S sequences, P pages per sequence, C hidden size, I intermediate size, D head width,
+V vocabulary. A page holds 64 tokens.
+"""
+
+import mmap
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stille.errors import ConfigError, UnsupportedError
+from stille.kernels.cpu import formats, step
+from stille.kernels.cpu import job as J
+from stille.kernels.cpu.simd import Target
+from stille.kernels.cpu.team import team_for
+
+MAX_ROWS = 256
+"""Rows that go through the layers together: enough to reuse weights from the first cache, few enough for the second."""
+
+_SPLIT_ROWS = 16
+"""Up to so many single-token rows, long contexts are split among threads."""
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """Sizes of a decoder.
+
+    Raises:
+        UnsupportedError: sizes that the kernels do not cover; the message names them.
+    """
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    eps: float
+    scale: float
+    bits: int = 4
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.bits not in formats.BITS:
+            problems.append(f"{self.bits} bits (4 or 8)")
+        for name, value, unit in (
+            ("hidden size", self.hidden, 32),
+            ("intermediate size", self.intermediate, 32),
+            ("head width", self.head_dim, 16),
+            ("heads x head width", self.heads * self.head_dim, 32),
+        ):
+            if value < unit or value % unit:
+                problems.append(f"{name} {value} (a multiple of {unit})")
+        if self.kv_heads < 1 or self.heads % self.kv_heads or self.heads // self.kv_heads > J.TILE_VECTORS:
+            problems.append(f"{self.heads} heads over {self.kv_heads} (whole groups of at most {J.TILE_VECTORS})")
+        if self.layers < 1 or self.vocab < 1:
+            problems.append(f"{self.layers} layers, {self.vocab} tokens (at least one)")
+        if problems:
+            raise UnsupportedError(f"the CPU kernels do not cover {'; '.join(problems)}")
+
+    @property
+    def qkv_features(self) -> int:
+        return (self.heads + 2 * self.kv_heads) * self.head_dim
+
+    def page_bytes(self, target: Target) -> int:
+        """Bytes of one cache page over all layers, keys and values together."""
+        return 2 * self.layers * self.kv_heads * J.PAGE * self.head_dim * (2 if target.kv == "f16" else 4)
+
+
+@dataclass
+class LayerTensors:
+    """One layer's weights, floating point, [out, in]; None where the model has no such part."""
+
+    attention_norm_C: Tensor
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    out: Tensor
+    ffn_norm_C: Tensor
+    gate: Tensor
+    up: Tensor
+    down: Tensor
+    q_bias: Tensor | None = None
+    k_bias: Tensor | None = None
+    v_bias: Tensor | None = None
+    out_bias: Tensor | None = None
+    q_norm_D: Tensor | None = None
+    k_norm_D: Tensor | None = None
+
+
+class CpuDecoder:
+    """Weights, cache and workspace of one decoder.
+
+    Load every part (`load_layer` for each layer, `load_ends`), then call `forward`. Weights are packed as they come, so
+    a caller that frees each layer after loading it never holds the model twice.
+
+    Args:
+        shape: sizes.
+        num_pages: pages of the cache; page 0 takes no special part here.
+        target: what to compile for.
+        threads: threads of a step, the caller's included.
+
+    Raises:
+        ConfigError: a count is not positive.
+        UnsupportedError: no POSIX threads.
+    """
+
+    def __init__(self, shape: DecoderShape, num_pages: int, target: Target | None = None, threads: int = 1):
+        if num_pages < 1 or threads < 1:
+            raise ConfigError(f"a decoder needs at least one page and one thread, got {num_pages} and {threads}")
+        self.shape, self.num_pages, self.threads = shape, num_pages, threads
+        self.target = target or Target()
+        self._team = team_for(self.target)
+        self._keep: list[object] = []  # owners of memory that the job block points to
+        self._job = np.zeros(J.JOB_FIELDS, np.int64)
+        self._table = np.zeros((shape.layers, J.LAYER_FIELDS), np.int64)
+        element = 2 if self.target.kv == "f16" else 4
+        per_layer = num_pages * shape.kv_heads * J.PAGE * shape.head_dim * element
+        self.cache = _pages(2 * shape.layers * per_layer).reshape(shape.layers, 2, per_layer)
+        for layer in range(shape.layers):
+            self._table[layer, J.KEYS] = self.cache[layer, 0].ctypes.data
+            self._table[layer, J.VALUES] = self.cache[layer, 1].ctypes.data
+        s = shape
+        self._sizes = {
+            J.QKV_WEIGHT: formats.packed_bytes(s.qkv_features, s.hidden, s.bits),
+            J.OUT_WEIGHT: formats.packed_bytes(s.hidden, s.heads * s.head_dim, s.bits),
+            J.GATE_WEIGHT: formats.packed_bytes(s.intermediate, s.hidden, s.bits),
+            J.UP_WEIGHT: formats.packed_bytes(s.intermediate, s.hidden, s.bits),
+            J.DOWN_WEIGHT: formats.packed_bytes(s.hidden, s.intermediate, s.bits),
+        }
+        self._weights = _pages(shape.layers * sum(self._sizes.values())).reshape(shape.layers, -1)
+        self._logits = torch.empty(0, 0)
+        self._partials = np.zeros(0, np.uint8)
+        self._workspace()
+
+    def load_layer(self, layer: int, tensors: LayerTensors) -> None:
+        """Pack one layer.
+
+        Raises:
+            ConfigError: a tensor of the wrong shape, or one that cannot be quantised.
+        """
+        s, t = self.shape, tensors
+        kv, inner = s.kv_heads * s.head_dim, s.heads * s.head_dim
+        for name, want in (
+            ("q", (inner, s.hidden)), ("k", (kv, s.hidden)), ("v", (kv, s.hidden)), ("out", (s.hidden, inner)),
+            ("gate", (s.intermediate, s.hidden)), ("up", (s.intermediate, s.hidden)),
+            ("down", (s.hidden, s.intermediate)), ("attention_norm_C", (s.hidden,)), ("ffn_norm_C", (s.hidden,)),
+            ("q_bias", (inner,)), ("k_bias", (kv,)), ("v_bias", (kv,)), ("out_bias", (s.hidden,)),
+            ("q_norm_D", (s.head_dim,)), ("k_norm_D", (s.head_dim,)),
+        ):  # fmt: skip
+            value = getattr(t, name)
+            if value is not None and tuple(value.shape) != want:
+                raise ConfigError(f"layer {layer}: {name} must be {want}, got {tuple(value.shape)}")
+        row, place = self._table[layer], 0
+        matrices = {
+            J.QKV_WEIGHT: torch.cat([t.q, t.k, t.v]), J.OUT_WEIGHT: t.out,
+            J.GATE_WEIGHT: t.gate, J.UP_WEIGHT: t.up, J.DOWN_WEIGHT: t.down,
+        }  # fmt: skip
+        for entry, matrix in matrices.items():
+            out = self._weights[layer, place : place + self._sizes[entry]]
+            formats.pack(formats.quantize(matrix, s.bits), out)
+            row[entry], place = out.ctypes.data, place + out.size
+        biases = [t.q_bias, t.k_bias, t.v_bias]
+        if any(b is not None for b in biases):
+            widths = (inner, kv, kv)
+            parts = [torch.zeros(n) if b is None else b.float() for b, n in zip(biases, widths, strict=True)]
+            row[J.QKV_BIAS] = self._floats(torch.cat(parts))
+        for entry, value in (
+            (J.ATTENTION_NORM, t.attention_norm_C), (J.FFN_NORM, t.ffn_norm_C), (J.OUT_BIAS, t.out_bias),
+            (J.Q_NORM, t.q_norm_D), (J.K_NORM, t.k_norm_D),
+        ):  # fmt: skip
+            row[entry] = 0 if value is None else self._floats(value)
+
+    def load_ends(self, embedding_VC: Tensor, head_VC: Tensor | None, norm_C: Tensor, cos_TD: Tensor, sin_TD: Tensor):
+        """Pack what lies around the layers.
+
+        Args:
+            head_VC: None if the head is the embedding.
+            cos_TD, sin_TD: rotary table by position, the second half of D repeating the first.
+
+        Raises:
+            ConfigError: see `load_layer`.
+        """
+        s = self.shape
+        for name, value, want in (("embedding", embedding_VC, (s.vocab, s.hidden)), ("head", head_VC, (s.vocab, s.hidden)),
+                                  ("norm", norm_C, (s.hidden,)), ("cos", cos_TD, (cos_TD.shape[0], s.head_dim)),
+                                  ("sin", sin_TD, tuple(cos_TD.shape))):  # fmt: skip
+            if value is not None and tuple(value.shape) != want:
+                raise ConfigError(f"{name} must be {want}, got {tuple(value.shape)}")
+        self._job[J.EMBEDDING] = self._packed8(embedding_VC)
+        self._job[J.HEAD] = self._job[J.EMBEDDING] if head_VC is None else self._packed8(head_VC)
+        self._job[J.FINAL_NORM] = self._floats(norm_C)
+        self._job[J.COS], self._job[J.SIN] = self._floats(cos_TD), self._floats(sin_TD)
+        self.max_positions = cos_TD.shape[0]
+
+    def forward(
+        self, starts: np.ndarray, lengths: np.ndarray, ids: np.ndarray, page_table: np.ndarray, sample: np.ndarray
+    ) -> Tensor:
+        """Compute `lengths[i]` tokens of each sequence from position `starts[i]`; see engine.executor.StepInput.
+
+        Args:
+            starts, lengths: int32[S].
+            ids: int64[N], sequence after sequence.
+            page_table: int32[S, P].
+            sample: bool[S], sequences whose logits are wanted.
+
+        Returns:
+            logits_SV float32: the last row of each sequence, undefined where not wanted. A buffer of this object: the
+            next call overwrites it.
+        """
+        if not len(starts):
+            return self._logits_buffer(0)
+        lengths64 = lengths.astype(np.int64)
+        ends = np.cumsum(lengths64)
+        count = int(ends[-1])
+        first_rows = ends - lengths64
+        sequence_N = np.repeat(np.arange(len(starts)), lengths64)
+        positions = (np.arange(count) - np.repeat(first_rows - starts, lengths64)).astype(np.int32)
+        if len(ids) != count or positions.max() >= self.max_positions:
+            raise ConfigError(f"step of {count} tokens got {len(ids)} ids, positions up to {positions.max()}")
+        table = np.ascontiguousarray(page_table, np.int32)
+        row_pages = table[sequence_N, positions // J.PAGE]
+        ids32 = ids.astype(np.int32)
+        logits = self._logits_buffer(len(starts))
+        for begin in range(0, count, MAX_ROWS):
+            end = min(count, begin + MAX_ROWS)
+            first, last = int(sequence_N[begin]), int(sequence_N[end - 1])
+            parts = []
+            for i in range(first, last + 1):
+                lo, hi = max(begin, int(first_rows[i])), min(end, int(ends[i]))
+                parts.append((i, lo - begin, hi - lo, int(positions[lo])))
+            finished = [i for i in range(first, last + 1) if ends[i] <= end]
+            wanted = finished if finished and sample[finished].any() else []
+            selected = np.array([ends[i] - 1 - begin for i in wanted], np.int32)
+            out = logits.data_ptr() + (wanted[0] * logits.stride(0) * 4 if wanted else 0)
+            self._run(ids32[begin:end], positions[begin:end], row_pages[begin:end], table, parts, selected, out)
+        return logits[:, : self.shape.vocab]
+
+    def _run(self, ids, positions, row_pages, table, parts, selected, logits: int) -> None:
+        """One pass over at most MAX_ROWS rows; parts are (sequence, first row, rows, first position)."""
+        tiles, partials, max_splits = _tiles(parts, self.shape.heads // self.shape.kv_heads, len(ids))
+        if len(selected) > self._selected.shape[0]:
+            self._selected = self._buffer(J.X_SELECTED, len(selected), self._x_bytes)
+        if max_splits:
+            record = 4 * (J.RECORD_HEADER + self.shape.head_dim)
+            size = _SPLIT_ROWS * self.shape.heads * max_splits * record
+            if size > self._partials.size:
+                self._partials = formats.aligned_bytes(size + size // 2)
+        job = self._job
+        job[J.ROWS], job[J.THREADS] = len(ids), self.threads
+        job[J.IDS], job[J.POSITIONS] = ids.ctypes.data, positions.ctypes.data
+        job[J.ROW_PAGES], job[J.ROW_PARTIALS] = row_pages.ctypes.data, partials.ctypes.data
+        job[J.TILES], job[J.TILE_COUNT] = tiles.ctypes.data, len(tiles)
+        job[J.MAX_SPLITS], job[J.PARTIALS] = max_splits, self._partials.ctypes.data
+        job[J.PAGE_TABLE], job[J.PAGE_TABLE_WIDTH] = table.ctypes.data, table.shape[1]
+        job[J.SELECTED], job[J.SELECTED_COUNT], job[J.LOGITS] = selected.ctypes.data, len(selected), logits
+        self._team.run(job)
+
+    def _workspace(self) -> None:
+        s, job = self.shape, self._job
+        x_bytes = lambda width: width // formats.GROUP * formats.X_GROUP_BYTES  # noqa: E731
+        inner, self._x_bytes = s.heads * s.head_dim, x_bytes(s.hidden)
+        for entry, row_bytes in (
+            (J.STREAM, 4 * s.hidden), (J.X, self._x_bytes), (J.QKV, 4 * s.qkv_features), (J.ATTENDED, 4 * inner),
+            (J.X_ATTENDED, x_bytes(inner)), (J.X_ACTIVATED, x_bytes(s.intermediate)),
+        ):  # fmt: skip
+            self._keep.append(self._buffer(entry, MAX_ROWS, row_bytes))
+        self._selected = self._buffer(J.X_SELECTED, 32, self._x_bytes)
+        record = J.RECORD_HEADER + s.head_dim
+        scratch = max(4 * J.TILE_VECTORS * (s.head_dim + J.PAGE + 2 * record + 2), 256 * J.ROW_TILE)
+        scratch = -(-scratch // 4096) * 4096
+        self._keep.append(self._buffer(J.SCRATCH, self.threads, scratch))
+        self._keep.append(self._buffer(J.COUNTERS, step.stage_count(s.layers), step.COUNTER_BYTES))
+        self._keep.append(self._buffer(J.ZEROS, 1, 64))
+        self._keep.append(self._table)
+        for entry, value in (
+            (J.HIDDEN, s.hidden), (J.INTERMEDIATE, s.intermediate), (J.HEADS, s.heads), (J.KV_HEADS, s.kv_heads),
+            (J.HEAD_DIM, s.head_dim), (J.LAYERS, s.layers), (J.LAYER_TABLE, self._table.ctypes.data),
+            (J.BITS, s.bits), (J.CONSTANTS, self._floats(torch.tensor([s.eps, s.scale]))),
+            (J.HEAD_BLOCKS, -(-s.vocab // formats.BLOCK)), (J.SCRATCH_BYTES, scratch),
+        ):  # fmt: skip
+            job[entry] = value
+
+    def _buffer(self, entry: int, rows: int, row_bytes: int) -> np.ndarray:
+        memory = formats.aligned_bytes(rows * row_bytes)
+        self._job[entry] = memory.ctypes.data
+        return memory.reshape(rows, row_bytes)
+
+    def _floats(self, t: Tensor) -> int:
+        memory = formats.aligned_bytes(4 * t.numel())
+        memory.view(np.float32)[:] = t.detach().float().cpu().reshape(-1).numpy()
+        self._keep.append(memory)
+        return memory.ctypes.data
+
+    def _packed8(self, weight: Tensor) -> int:
+        """Packs in slices, so that the temporaries of a large vocabulary stay small."""
+        rows, inputs = weight.shape
+        memory = _pages(formats.packed_bytes(rows, inputs, 8))
+        per_row, place = formats.block_bytes(inputs, 8) // formats.BLOCK, 0
+        for part in weight.split(4096):
+            size = -(-len(part) // formats.BLOCK) * formats.BLOCK * per_row
+            formats.pack(formats.quantize_int8(part), memory[place : place + size])
+            place += size
+        self._keep.append(memory)
+        return memory.ctypes.data
+
+    def _logits_buffer(self, rows: int) -> Tensor:
+        if rows > self._logits.shape[0]:
+            self._logits = torch.zeros(rows, formats.BLOCK * int(self._job[J.HEAD_BLOCKS]))
+        return self._logits[:rows]
+
+
+def _pages(size: int) -> np.ndarray:
+    """Zeroed memory in large pages where the system offers them, committed when touched."""
+    memory = mmap.mmap(-1, max(size, 1))
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, np.uint8)[:size]
+
+
+def _tiles(parts: list[tuple[int, int, int, int]], group: int, rows: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Divide a pass into attention tiles.
+
+    Returns:
+        int32[tiles, TILE_FIELDS]; int32[rows] index among split rows or -1; most splits of a row (0 if none is split).
+    """
+    span = J.PAGE * J.SPLIT_PAGES
+    singles = sum(1 for part in parts if part[2] == 1)
+    tiles, partials, max_splits, split_rows = [], np.full(rows, -1, np.int32), 0, 0
+    for sequence, row, count, position in parts:
+        splits = (position + count - 1) // span + 1
+        if count == 1 and splits > 1 and singles <= _SPLIT_ROWS:
+            tiles += [(sequence, row, 1, s, s + 1) for s in range(splits)]
+            partials[row], max_splits, split_rows = split_rows, max(max_splits, splits), split_rows + 1
+            continue
+        # few rows: smaller tiles, so that there is something to do for every thread
+        height = max(1, min(J.TILE_VECTORS // group, -(-count // 4)))
+        for r in range(0, count, height):
+            n = min(height, count - r)
+            tiles.append((sequence, row + r, n, 0, (position + r + n - 1) // span + 1))
+    return np.array(tiles, np.int32), partials, max_splits

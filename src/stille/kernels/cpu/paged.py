@@ -1,0 +1,187 @@
+"""Attention over the paged cache: a tile of query rows of one sequence against the pages of one KV head.
+
+Keys lie transposed in their page ([D, 64]), so scores as well as outputs are sums of cache rows times a scalar and
+need no horizontal additions. Softmax is taken page by page with a running maximum; every `SPLIT_PAGES` pages the piece
+is closed and merged into the total. The boundaries depend on positions only, so it does not matter, bit for bit,
+whether the pieces of a row were computed by one thread (prefill) or by several (decode of a long context).
+
+A record is [maximum, sum, 14 unused, D accumulated values].
+"""
+
+from numba import njit
+
+from stille.kernels.cpu import job as J
+from stille.kernels.cpu.simd import (
+    add,
+    broadcast,
+    element_bytes,
+    exp_f32,
+    field,
+    keep_first,
+    load,
+    load_f32,
+    load_i32,
+    max_lanes,
+    mul,
+    mul_add,
+    store,
+    store_f32,
+    sub,
+    sum_lanes,
+    vexp,
+    vmax,
+)
+from stille.kernels.cpu.tiles import attend_rows
+
+_NOTHING = -1e30  # below every score; finite, so that differences of two of them are numbers
+
+
+@njit
+def _clear(record, dim):
+    store_f32(record, _NOTHING)
+    store_f32(record + 4, 0.0)
+    zero = broadcast(0.0)
+    for i in range(0, dim, 16):
+        store(record + 64 + 4 * i, zero)
+
+
+@njit
+def _merge(total, piece, dim):
+    """total += piece."""
+    m0, m1 = load_f32(total), load_f32(piece)
+    m = max(m0, m1)
+    a, b = exp_f32(m0 - m), exp_f32(m1 - m)
+    store_f32(total, m)
+    store_f32(total + 4, load_f32(total + 4) * a + load_f32(piece + 4) * b)
+    va, vb = broadcast(a), broadcast(b)
+    for i in range(64, 64 + 4 * dim, 64):
+        store(total + i, mul_add(load(piece + i), vb, mul(load(total + i), va)))
+
+
+@njit
+def _write(record, dim, out):
+    factor = broadcast(1.0 / load_f32(record + 4))
+    for i in range(0, 4 * dim, 64):
+        store(out + i, mul(load(record + 64 + i), factor))
+
+
+@njit
+def _softmax_page(scores, limit, record, alpha):
+    """Scores of a page -> weights, in place; only the first `limit` tokens are visible."""
+    if limit <= 0:
+        zero = broadcast(0.0)
+        for i in range(0, 256, 64):
+            store(scores + i, zero)
+        store_f32(alpha, 1.0)
+        return
+    a, b, c, d = load(scores), load(scores + 64), load(scores + 128), load(scores + 192)
+    if limit < J.PAGE:
+        a, b = keep_first(a, limit, _NOTHING), keep_first(b, limit - 16, _NOTHING)
+        c, d = keep_first(c, limit - 32, _NOTHING), keep_first(d, limit - 48, _NOTHING)
+    old = load_f32(record)
+    peak = max(old, max_lanes(vmax(vmax(a, b), vmax(c, d))))
+    peaks = broadcast(peak)
+    a, b, c, d = vexp(sub(a, peaks)), vexp(sub(b, peaks)), vexp(sub(c, peaks)), vexp(sub(d, peaks))
+    if limit < J.PAGE:
+        a, b = keep_first(a, limit, 0.0), keep_first(b, limit - 16, 0.0)
+        c, d = keep_first(c, limit - 32, 0.0), keep_first(d, limit - 48, 0.0)
+    store(scores, a)
+    store(scores + 64, b)
+    store(scores + 128, c)
+    store(scores + 192, d)
+    shrink = exp_f32(old - peak)
+    store_f32(alpha, shrink)
+    store_f32(record, peak)
+    store_f32(record + 4, load_f32(record + 4) * shrink + sum_lanes(add(add(a, b), add(c, d))))
+
+
+@njit
+def attend_item(target, job, layer, item, scratch):
+    """One tile x one KV head: reads q from QKV, writes ATTENDED, or PARTIALS if the tile is one split of several."""
+    kv_heads, heads, dim = field(job, J.KV_HEADS), field(job, J.HEADS), field(job, J.HEAD_DIM)
+    tile = field(job, J.TILES) + item // kv_heads * 4 * J.TILE_FIELDS
+    kv_head, group, size = item % kv_heads, heads // kv_heads, element_bytes(target)
+    first, rows = load_i32(tile + 4 * J.TILE_ROW), load_i32(tile + 4 * J.TILE_ROWS)
+    split_begin, split_end = load_i32(tile + 4 * J.TILE_SPLIT), load_i32(tile + 4 * J.TILE_SPLIT_END)
+    sequence = load_i32(tile + 4 * J.TILE_SEQUENCE)
+    pages = field(job, J.PAGE_TABLE) + 4 * sequence * field(job, J.PAGE_TABLE_WIDTH)
+    position = load_i32(field(job, J.POSITIONS) + 4 * first)
+    end = position + rows  # tokens that the last row sees
+    vectors, record_bytes = rows * group, 4 * (J.RECORD_HEADER + dim)
+
+    q = scratch
+    scores = q + 4 * dim * J.TILE_VECTORS
+    pieces = scores + 4 * J.PAGE * J.TILE_VECTORS
+    totals = pieces + record_bytes * J.TILE_VECTORS
+    alpha = totals + record_bytes * J.TILE_VECTORS
+    zeros = alpha + 4 * J.TILE_VECTORS
+    stride = 4 * dim * (heads + 2 * kv_heads)
+    source = field(job, J.QKV) + first * stride + 4 * dim * group * kv_head
+    for r in range(rows):
+        for i in range(0, 4 * dim * group, 64):
+            store(q + 4 * dim * group * r + i, load(source + r * stride + i))
+    for i in range(0, 4 * J.TILE_VECTORS, 64):
+        store(zeros + i, broadcast(0.0))
+    for v in range(vectors):
+        _clear(totals + v * record_bytes, dim)
+
+    for split in range(split_begin, split_end):
+        for v in range(vectors):
+            _clear(pieces + v * record_bytes, dim)
+        for number in range(split * J.SPLIT_PAGES, min((split + 1) * J.SPLIT_PAGES, (end - 1) // J.PAGE + 1)):
+            page = load_i32(pages + 4 * number)
+            shift = (page * kv_heads + kv_head) * dim * J.PAGE * size
+            keys, values = field(layer, J.KEYS) + shift, field(layer, J.VALUES) + shift
+            attend_rows(target, vectors, J.PAGE, q, 4 * dim, dim, keys, J.PAGE * size, size, zeros, scores, 4 * J.PAGE)
+            for r in range(rows):
+                limit = position + r + 1 - number * J.PAGE
+                for v in range(r * group, (r + 1) * group):
+                    _softmax_page(scores + 4 * J.PAGE * v, limit, pieces + record_bytes * v, alpha + 4 * v)
+            depth = min(J.PAGE, end - number * J.PAGE)
+            attend_rows(
+                target,
+                vectors,
+                dim,
+                scores,
+                4 * J.PAGE,
+                depth,
+                values,
+                dim * size,
+                size,
+                alpha,
+                pieces + 64,
+                record_bytes,
+            )
+        for v in range(vectors):
+            _merge(totals + v * record_bytes, pieces + v * record_bytes, dim)
+
+    partial = load_i32(field(job, J.ROW_PARTIALS) + 4 * first)
+    if partial < 0:
+        for r in range(rows):
+            for j in range(group):
+                out = field(job, J.ATTENDED) + 4 * dim * ((first + r) * heads + kv_head * group + j)
+                _write(totals + (r * group + j) * record_bytes, dim, out)
+        return
+    for j in range(group):
+        place = (partial * heads + kv_head * group + j) * field(job, J.MAX_SPLITS) + split_begin
+        out, piece = field(job, J.PARTIALS) + place * record_bytes, pieces + j * record_bytes
+        for i in range(0, record_bytes, 64):
+            store(out + i, load(piece + i))
+
+
+@njit
+def combine_row(job, row, scratch):
+    """ATTENDED[row] from its PARTIALS, if the row was split."""
+    partial = load_i32(field(job, J.ROW_PARTIALS) + 4 * row)
+    if partial < 0:
+        return
+    heads, dim = field(job, J.HEADS), field(job, J.HEAD_DIM)
+    record_bytes = 4 * (J.RECORD_HEADER + dim)
+    splits = load_i32(field(job, J.POSITIONS) + 4 * row) // (J.PAGE * J.SPLIT_PAGES) + 1
+    for head in range(heads):
+        record = field(job, J.PARTIALS) + (partial * heads + head) * field(job, J.MAX_SPLITS) * record_bytes
+        _clear(scratch, dim)
+        for _ in range(splits):
+            _merge(scratch, record, dim)
+            record += record_bytes
+        _write(scratch, dim, field(job, J.ATTENDED) + 4 * dim * (row * heads + head))

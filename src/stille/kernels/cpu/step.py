@@ -1,0 +1,224 @@
+"""A whole step of the decoder in one compiled call, shared by the calling thread and helpers.
+
+The step is a list of stages, each a number of independent items. Threads take items from a shared counter, and go on to
+the next stage when all items of the present one are finished, whoever did them. So a thread that comes late, or never,
+costs speed and nothing else: there is no number of participants that anyone waits for. Waiting is a short spin, then
+yielding; between steps helpers sleep in a condition variable.
+"""
+
+from numba import njit, types
+
+from stille.kernels.cpu import job as J
+from stille.kernels.cpu.formats import GROUP, X_GROUP_BYTES
+from stille.kernels.cpu.layers import (
+    embed_row,
+    gate_up_item,
+    head_item,
+    norm_row,
+    qkv_item,
+    quantize_row,
+    residual_item,
+)
+from stille.kernels.cpu.paged import attend_item, combine_row
+from stille.kernels.cpu.simd import (
+    add,
+    atomic_add,
+    atomic_load,
+    atomic_store,
+    cpu_relax,
+    field,
+    jit,
+    load,
+    load_f32,
+    load_i32,
+    store,
+)
+
+# Control block of a team, int64 entries.
+EPOCH, OPEN, ACTIVE, JOB, STOP, MUTEX, CONDITION, CONTROL_FIELDS = range(8)
+
+STAGES_PER_LAYER = 8
+(_NORM, _QKV, _ATTEND, _COMBINE, _OUT, _FFN_NORM, _GATE_UP, _DOWN) = range(STAGES_PER_LAYER)
+COUNTER_BYTES = 128  # two cache lines: neighbours are fetched in pairs
+_HEAD_BLOCKS_PER_ITEM = 16
+_SPINS = 2000
+
+_lock = types.ExternalFunction("pthread_mutex_lock", types.int32(types.int64))
+_unlock = types.ExternalFunction("pthread_mutex_unlock", types.int32(types.int64))
+_wait = types.ExternalFunction("pthread_cond_wait", types.int32(types.int64, types.int64))
+_broadcast = types.ExternalFunction("pthread_cond_broadcast", types.int32(types.int64))
+_yield = types.ExternalFunction("sched_yield", types.int32())
+
+
+def stage_count(layers: int) -> int:
+    """Stages of a step: embedding, the layers', final norm, head."""
+    return 1 + STAGES_PER_LAYER * layers + 2
+
+
+@njit
+def _rows_per_item(rows):
+    return 1 if rows <= 16 else 8
+
+
+@njit
+def _items(job, kind):
+    """Items of a stage of a layer."""
+    rows = field(job, J.ROWS)
+    tiles = (rows + J.ROW_TILE - 1) // J.ROW_TILE
+    if kind == _QKV:
+        return tiles * (field(job, J.HEADS) + 2 * field(job, J.KV_HEADS))
+    if kind == _ATTEND:
+        return field(job, J.TILE_COUNT) * field(job, J.KV_HEADS)
+    if kind == _OUT or kind == _DOWN:
+        return tiles * (field(job, J.HIDDEN) // 16)
+    if kind == _GATE_UP:
+        return tiles * (field(job, J.INTERMEDIATE) // GROUP)
+    per_item = _rows_per_item(rows)
+    return (rows + per_item - 1) // per_item
+
+
+@njit
+def _combine(job, layer, row, scratch):
+    width, inner = field(job, J.HIDDEN), field(job, J.HEADS) * field(job, J.HEAD_DIM)
+    combine_row(job, row, scratch)
+    stride = inner // GROUP * X_GROUP_BYTES
+    quantize_row(field(job, J.ATTENDED) + 4 * inner * row, inner, field(job, J.X_ATTENDED) + stride * row)
+    bias = field(layer, J.OUT_BIAS)
+    if bias != 0:
+        stream = field(job, J.STREAM) + 4 * width * row
+        for i in range(0, 4 * width, 64):
+            store(stream + i, add(load(stream + i), load(bias + i)))
+
+
+@njit
+def _norm(job, gain, row, out_row, out):
+    width = field(job, J.HIDDEN)
+    stride = width // GROUP * X_GROUP_BYTES
+    eps = load_f32(field(job, J.CONSTANTS))
+    norm_row(field(job, J.STREAM) + 4 * width * row, gain, width, eps, out + stride * out_row)
+
+
+@njit
+def _layer_item(target, job, layer, kind, item, scratch):
+    if kind == _QKV:
+        qkv_item(target, job, layer, item)
+    elif kind == _ATTEND:
+        attend_item(target, job, layer, item, scratch)
+    elif kind == _OUT:
+        inner = field(job, J.HEADS) * field(job, J.HEAD_DIM)
+        residual_item(target, job, field(layer, J.OUT_WEIGHT), field(job, J.X_ATTENDED), inner, item)
+    elif kind == _GATE_UP:
+        gate_up_item(target, job, layer, item, scratch)
+    elif kind == _DOWN:
+        inner = field(job, J.INTERMEDIATE)
+        residual_item(target, job, field(layer, J.DOWN_WEIGHT), field(job, J.X_ACTIVATED), inner, item)
+    else:
+        rows = field(job, J.ROWS)
+        per_item = _rows_per_item(rows)
+        for row in range(item * per_item, min(rows, (item + 1) * per_item)):
+            if kind == _COMBINE:
+                _combine(job, layer, row, scratch)
+            elif kind == _NORM:
+                _norm(job, field(layer, J.ATTENTION_NORM), row, row, field(job, J.X))
+            else:
+                _norm(job, field(layer, J.FFN_NORM), row, row, field(job, J.X))
+
+
+@njit
+def _work(target, job, thread):
+    """Take part in the step until all of it is done."""
+    layers, rows = field(job, J.LAYERS), field(job, J.ROWS)
+    scratch = field(job, J.SCRATCH) + thread * field(job, J.SCRATCH_BYTES)
+    stages = 1 + STAGES_PER_LAYER * layers + 2
+    for stage in range(stages):
+        layer = field(job, J.LAYER_TABLE) + (stage - 1) // STAGES_PER_LAYER * 8 * J.LAYER_FIELDS
+        kind = (stage - 1) % STAGES_PER_LAYER
+        if stage == 0:
+            items = rows
+        elif stage == stages - 2:
+            items = field(job, J.SELECTED_COUNT)
+        elif stage == stages - 1:
+            items = (field(job, J.HEAD_BLOCKS) + _HEAD_BLOCKS_PER_ITEM - 1) // _HEAD_BLOCKS_PER_ITEM
+            if field(job, J.SELECTED_COUNT) == 0:
+                items = 0
+        else:
+            items = _items(job, kind)
+        counter = field(job, J.COUNTERS) + COUNTER_BYTES * stage
+        item = atomic_add(counter, 1)
+        while item < items:
+            if stage == 0:
+                embed_row(target, job, item)
+            elif stage == stages - 2:
+                row = load_i32(field(job, J.SELECTED) + 4 * item)
+                _norm(job, field(job, J.FINAL_NORM), row, item, field(job, J.X_SELECTED))
+            elif stage == stages - 1:
+                head_item(target, job, item, _HEAD_BLOCKS_PER_ITEM)
+            else:
+                _layer_item(target, job, layer, kind, item, scratch)
+            atomic_add(counter + 8, 1)
+            item = atomic_add(counter, 1)
+        _wait_for(counter + 8, items)
+
+
+@njit
+def _wait_for(address, least):
+    spins = 0
+    while atomic_load(address) < least:
+        cpu_relax()
+        spins += 1
+        if spins == _SPINS:
+            spins = 0
+            _yield()
+
+
+@jit
+def enter(target, control, job, thread):
+    """Thread 0: run the job and return. Others: help with every job until told to stop.
+
+    Args:
+        target: `Target`, decides what is compiled.
+        control: address of the team's control block.
+        job: address of the job block (thread 0).
+        thread: number of the calling thread.
+    """
+    mutex, condition = field(control, MUTEX), field(control, CONDITION)
+    if thread == 0:
+        counters = field(job, J.COUNTERS)
+        for stage in range(1 + STAGES_PER_LAYER * field(job, J.LAYERS) + 2):
+            atomic_store(counters + COUNTER_BYTES * stage, 0)
+            atomic_store(counters + COUNTER_BYTES * stage + 8, 0)
+        shared = field(job, J.THREADS) > 1
+        if shared:
+            _lock(mutex)
+            atomic_store(control + 8 * JOB, job)
+            atomic_store(control + 8 * OPEN, 1)
+            atomic_add(control + 8 * EPOCH, 1)
+            _unlock(mutex)
+            _broadcast(condition)
+        _work(target, job, 0)
+        if shared:
+            # A helper that got in before this store has nothing left to do and leaves; a later one sees it closed.
+            atomic_store(control + 8 * OPEN, 0)
+            spins = 0
+            while atomic_load(control + 8 * ACTIVE) > 0:
+                cpu_relax()
+                spins += 1
+                if spins == _SPINS:
+                    spins = 0
+                    _yield()
+        return
+    seen = 0
+    while True:
+        _lock(mutex)
+        while atomic_load(control + 8 * EPOCH) == seen and atomic_load(control + 8 * STOP) == 0:
+            _wait(condition, mutex)
+        seen = atomic_load(control + 8 * EPOCH)
+        _unlock(mutex)
+        if atomic_load(control + 8 * STOP) != 0:
+            return
+        atomic_add(control + 8 * ACTIVE, 1)
+        if atomic_load(control + 8 * OPEN) != 0:
+            current = atomic_load(control + 8 * JOB)
+            if thread < field(current, J.THREADS):
+                _work(target, current, thread)
+        atomic_add(control + 8 * ACTIVE, -1)
