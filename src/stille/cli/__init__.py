@@ -59,7 +59,8 @@ def main() -> None:
     try:
         app(arguments)
     except (StilleError, OSError, ModuleNotFoundError) as error:
-        if debug:
+        missing_part = isinstance(error, ModuleNotFoundError) and (error.name or "").startswith("stille")
+        if debug or missing_part:
             raise
         _complain(error)
         sys.exit(EXIT_ERROR)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import socket
@@ -122,6 +123,7 @@ def command(
     started = time.perf_counter()
     with console.status(f"Loading {model}"):
         engine = AsyncLLM(config)
+        asyncio.run(engine.start())
     log.info("model loaded in %.1f s", time.perf_counter() - started)
     app = create_app(engine, settings)
     name = app.state.stille.model_names[0]
@@ -132,7 +134,9 @@ def _announce(console: Console, sock: socket.socket, host: str, name: str, api_k
     port = sock.getsockname()[1]
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     url = f"http://{shown}:{port}"
-    log.info("serving %s on %s", name, url)
+    if console.quiet:
+        log.info("serving %s on %s", name, url)
+        return
     body = json.dumps({"model": name, "messages": [{"role": "user", "content": "Say hello in three languages."}]})
     key = "  -H 'Authorization: Bearer YOUR_KEY' \\\n" if api_key else ""
     console.print(

@@ -48,5 +48,5 @@ def configure(level: str = "info", format: LogFormat = "text") -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
-    for noisy in ("httpx", "urllib3", "numba", "asyncio"):
+    for noisy in ("httpx", "urllib3", "numba", "asyncio", "uvicorn.error"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))

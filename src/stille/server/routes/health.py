@@ -21,12 +21,11 @@ async def health(request: Request) -> Health:
 
 @router.get("/ready", response_model=Health, responses=errors(503))
 async def ready(request: Request) -> Health:
-    """Ready for new work: 503 while shutting down and after a failure of the engine."""
+    """Ready for new work: 503 while starting, while shutting down and after a failure of the engine."""
     state = state_of(request)
-    if state.draining:
-        raise unavailable("The server is shutting down and takes no new requests.")
-    if state.engine.failure is not None:
-        raise unavailable("The engine has failed; see the log and restart the server.")
+    if state.draining or state.engine.health != "ready":
+        condition = "draining" if state.draining else state.engine.health
+        raise unavailable(f"The server takes no new requests: it is {condition}.")
     return Health()
 
 
