@@ -29,7 +29,8 @@ class SamplingParams:
         top_p: keep the smallest set of likeliest tokens whose probabilities reach this; 1 = off.
         top_k: keep the k likeliest tokens; 0 = off.
         min_p: keep tokens at least this many times as likely as the likeliest; 0 = off.
-        repetition_penalty: divides positive and multiplies negative logits of tokens in prompt or answer; 1 = off.
+        repetition_penalty: divides positive and multiplies negative logits of tokens in prompt or answer; 0.01..100,
+            1 = off.
         presence_penalty: subtracted from the logits of tokens in the answer so far; -2..2.
         frequency_penalty: subtracted once per occurrence in the answer so far; -2..2.
         logit_bias: token id -> value added to its logit; -100..100.
@@ -69,7 +70,7 @@ class SamplingParams:
         _number("top_p", self.top_p, 0.0, 1.0, open_low=True)
         _integer("top_k", self.top_k, 0, 2**31 - 1)
         _number("min_p", self.min_p, 0.0, 1.0)
-        _number("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_low=True)
+        _number("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
         _number("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         if self.seed is not None:

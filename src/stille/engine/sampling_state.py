@@ -93,7 +93,8 @@ class SamplingState:
         """Hands `slot` to a sequence that has `output_ids` already (after preemption). Does not wait for the device."""
         self._params[slot] = params
         self._seed[slot] = seed
-        self._temperature[slot] = params.temperature
+        # Colder than this is greedy in effect, and logits divided by less would overflow.
+        self._temperature[slot] = max(params.temperature, 1e-6) if params.temperature > 0 else 0.0
         self._penalized[slot] = params.uses_penalties
         self._biased[slot] = bool(params.logit_bias)
         self._logprobs[slot] = -1 if params.logprobs is None else params.logprobs
