@@ -202,6 +202,16 @@ class Traffic(RuleBasedStateMachine):
         assert len(set(slots) - {-1}) == len(slots)
 
     @invariant()
+    def nothing_that_a_step_in_flight_writes_to_is_given_away(self):
+        for plan, _ in self.core._launched:
+            step = plan.step
+            for row, sequence in enumerate(plan.sequences):
+                assert sequence.slot == step.slots[row]
+                assert step.starts[row] + step.lengths[row] < sequence.limit, "a token that nobody needs"
+                pages = step.page_table[row, step.starts[row] // PAGE_SIZE :]
+                assert set(pages[pages > 0].tolist()) <= set(sequence.pages)
+
+    @invariant()
     def cached_pages_hold_what_their_hash_says(self):
         executor: HashExecutor = self.core.runner.executor
         names = self.core.blocks._hash_of
