@@ -126,10 +126,15 @@ def nucleus_threshold(probs_RV: Tensor, top_p_R: Tensor) -> Tensor:
     if probs_RV.device.type == "cpu":
         least = torch.stack([_nucleus_of_row(p, float(q)) for p, q in zip(probs_RV, top_p_R, strict=True)])
     else:
-        ordered = probs_RV.sort(dim=-1, descending=True).values
-        last = (ordered.cumsum(dim=-1) < top_p_R[:, None]).sum(dim=-1, keepdim=True)
-        least = ordered.gather(1, last.clamp_(max=probs_RV.shape[-1] - 1))[:, 0]
+        least = nucleus_by_sorting(probs_RV, top_p_R)
     return torch.where(top_p_R < 1, least, 0.0)
+
+
+def nucleus_by_sorting(probs_RV: Tensor, top_p_R: Tensor) -> Tensor:
+    """On accelerators: all rows at once, and nothing that depends on the values has to be known on the host."""
+    ordered = probs_RV.sort(dim=-1, descending=True).values
+    last = (ordered.cumsum(dim=-1) < top_p_R[:, None]).sum(dim=-1, keepdim=True)
+    return ordered.gather(1, last.clamp_(max=probs_RV.shape[-1] - 1))[:, 0]
 
 
 def _nucleus_of_row(probs_V: Tensor, top_p: float) -> Tensor:
