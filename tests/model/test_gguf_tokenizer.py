@@ -37,6 +37,8 @@ TEXTS = [
 words = st.text(
     st.characters(codec="utf-8", exclude_categories=["Cs", "Cn", "Co"]) | st.sampled_from(" \n\t.,'a1"), max_size=30
 )
+# The default model's vocabulary lacks some control bytes; what becomes of those is up to the library's version.
+words_without_controls = words.filter(lambda text: all(char.isprintable() or char in " \n\t" for char in text))
 PATH = Path("model.gguf")
 
 
@@ -99,7 +101,7 @@ def theirs(default_model_path):
 class TestDefaultModel:
     def test_equals_transformers_conversion(self, ours, theirs):
         @settings(deadline=None, max_examples=200)
-        @given(words)
+        @given(words_without_controls)
         def check(text):
             assert ours(text).input_ids == theirs(text).input_ids
 
@@ -107,11 +109,11 @@ class TestDefaultModel:
             check = example(text)(check)
         check()
         assert len(ours) == len(theirs) == 49152
-        assert ours.special_tokens_map == theirs.special_tokens_map
+        assert ours.convert_ids_to_tokens(range(49152)) == theirs.convert_ids_to_tokens(range(49152))
 
     def test_text_survives(self, ours):
         @settings(deadline=None, max_examples=200)
-        @given(words.filter(lambda text: all(c.isprintable() or c in " \n\t" for c in text)))  # it lacks some controls
+        @given(words_without_controls)
         def check(text):
             assert ours.decode(ours(text).input_ids) == text
 
