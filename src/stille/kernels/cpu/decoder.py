@@ -19,6 +19,7 @@ from stille.kernels.cpu import formats, step
 from stille.kernels.cpu import job as J
 from stille.kernels.cpu.simd import Target
 from stille.kernels.cpu.team import team_for
+from stille.kernels.cpu.tiles import kernels
 
 MAX_ROWS = 256
 """Rows that go through the layers together: enough to reuse weights from the first cache, few enough for the second."""
@@ -189,7 +190,8 @@ class CpuDecoder:
             ConfigError: see `load_layer`.
         """
         s = self.shape
-        for name, value, want in (("embedding", embedding_VC, (s.vocab, s.hidden)), ("head", head_VC, (s.vocab, s.hidden)),
+        for name, value, want in (("embedding", embedding_VC, (s.vocab, s.hidden)),
+                                  ("head", head_VC, (s.vocab, s.hidden)),
                                   ("norm", norm_C, (s.hidden,)), ("cos", cos_TD, (cos_TD.shape[0], s.head_dim)),
                                   ("sin", sin_TD, tuple(cos_TD.shape))):  # fmt: skip
             if value is not None and tuple(value.shape) != want:
@@ -280,11 +282,14 @@ class CpuDecoder:
         self._keep.append(self._buffer(J.COUNTERS, step.stage_count(s.layers), step.COUNTER_BYTES))
         self._keep.append(self._buffer(J.ZEROS, 1, 64))
         self._keep.append(self._table)
+        matmul, attend = kernels(self.target.isa, self.target.kv)
+        self._keep += [matmul, attend]
         for entry, value in (
             (J.HIDDEN, s.hidden), (J.INTERMEDIATE, s.intermediate), (J.HEADS, s.heads), (J.KV_HEADS, s.kv_heads),
             (J.HEAD_DIM, s.head_dim), (J.LAYERS, s.layers), (J.LAYER_TABLE, self._table.ctypes.data),
             (J.BITS, s.bits), (J.CONSTANTS, self._floats(torch.tensor([s.eps, s.scale]))),
             (J.HEAD_BLOCKS, -(-s.vocab // formats.BLOCK)), (J.SCRATCH_BYTES, scratch),
+            (J.MATMUL, matmul.address), (J.ATTEND, attend.address),
         ):  # fmt: skip
             job[entry] = value
 

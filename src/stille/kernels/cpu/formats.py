@@ -74,7 +74,8 @@ def quantize_int4(weight_OI: Tensor) -> QuantizedWeight:
         ConfigError: see `quantize`.
     """
     w_OGK = _groups(weight_OI)
-    low, high = w_OGK.amin(-1), w_OGK.amax(-1)
+    low, high = torch.aminmax(w_OGK, dim=-1)
+    _check_range(low, high)
     scale = ((high - low) / 15).to(torch.float16)
     minimum = low.to(torch.float16)
     q = (w_OGK - minimum.float()[..., None]).mul_(_inverse(scale)[..., None]).round_().clamp_(0, 15)
@@ -88,7 +89,9 @@ def quantize_int8(weight_OI: Tensor) -> QuantizedWeight:
         ConfigError: see `quantize`.
     """
     w_OGK = _groups(weight_OI)
-    scale = (w_OGK.abs().amax(-1) / 127).to(torch.float16)
+    low, high = torch.aminmax(w_OGK, dim=-1)
+    _check_range(low, high)
+    scale = (torch.maximum(high, -low) / 127).to(torch.float16)
     q = (w_OGK * _inverse(scale)[..., None]).round_().clamp_(-127, 127)
     return QuantizedWeight(8, q.to(torch.int8).reshape(weight_OI.shape), scale)
 
@@ -178,7 +181,10 @@ def _groups(weight_OI: Tensor) -> Tensor:
             f"a weight to quantise must be a floating-point matrix with a multiple of {GROUP} columns, "
             f"got {weight_OI.dtype} {tuple(weight_OI.shape)}"
         )
-    w = weight_OI.detach().float()
-    if not w.isfinite().all() or w.abs().amax() > _LARGEST_HALF:
+    return weight_OI.detach().float().unflatten(1, (-1, GROUP))
+
+
+def _check_range(low: Tensor, high: Tensor) -> None:
+    """Minima and maxima of the groups; NaN spreads to both."""
+    if not (low.amin() >= -_LARGEST_HALF and high.amax() <= _LARGEST_HALF):
         raise ConfigError("a weight to quantise holds values that are not finite or exceed 65504")
-    return w.unflatten(1, (-1, GROUP))

@@ -22,6 +22,7 @@ them once and a few per step. All floats are float32 unless said otherwise; row 
     HEAD,            # packed 8-bit rows
     HEAD_BLOCKS,     # vocabulary / 16
     ZEROS,           # [16]
+    MATMUL, ATTEND,  # compiled tiles.kernels
     # workspace, for the most rows of a step
     STREAM,          # residual stream [T, C]
     X,               # quantised input of the next projection [T, C]
@@ -50,7 +51,7 @@ them once and a few per step. All floats are float32 unless said otherwise; row 
     LOGITS,          # [S, 16 HEAD_BLOCKS]
     THREADS,
     JOB_FIELDS,
-) = range(42)
+) = range(44)
 
 (
     ATTENTION_NORM,  # [C]

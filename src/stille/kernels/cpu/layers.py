@@ -8,8 +8,6 @@ Names: T rows of the step, C hidden size, I intermediate size, D head width. Add
 
 import math
 
-from numba import njit
-
 from stille.kernels.cpu import job as J
 from stille.kernels.cpu.formats import BLOCK, GROUP, INT4_GROUP_BYTES, INT8_DATA_BYTES, INT8_SCALE_BYTES, X_GROUP_BYTES
 from stille.kernels.cpu.simd import (
@@ -17,6 +15,7 @@ from stille.kernels.cpu.simd import (
     broadcast,
     element_bytes,
     field,
+    inner,
     load,
     load_f32,
     load_i32,
@@ -32,10 +31,10 @@ from stille.kernels.cpu.simd import (
     swiglu,
     unpack_quad,
 )
-from stille.kernels.cpu.tiles import matmul_rows
+from stille.kernels.cpu.tiles import call_kernel
 
 
-@njit
+@inner
 def block_bytes(bits, groups):
     """Distance between blocks of 16 output features (formats.block_bytes)."""
     if bits == 4:
@@ -43,7 +42,7 @@ def block_bytes(bits, groups):
     return (groups * (INT8_DATA_BYTES + INT8_SCALE_BYTES) + 63) // 64 * 64
 
 
-@njit
+@inner
 def _mean_square_inverse(x, width, eps):
     total = broadcast(0.0)
     for i in range(0, width, 16):
@@ -52,7 +51,7 @@ def _mean_square_inverse(x, width, eps):
     return 1.0 / math.sqrt(sum_lanes(total) / width + eps)
 
 
-@njit
+@inner
 def norm_row(x, gain, width, eps, out):
     """RMSNorm of one row, quantised for the next projection."""
     factor = broadcast(_mean_square_inverse(x, width, eps))
@@ -63,14 +62,14 @@ def norm_row(x, gain, width, eps, out):
         quantize_store(out + X_GROUP_BYTES * g, a, b)
 
 
-@njit
+@inner
 def quantize_row(x, width, out):
     """Quantise one row for the next projection."""
     for g in range(width // GROUP):
         quantize_store(out + X_GROUP_BYTES * g, load(x + 128 * g), load(x + 128 * g + 64))
 
 
-@njit
+@inner
 def embed_row(target, job, row):
     """STREAM[row] = embedding of the row's token."""
     width = field(job, J.HIDDEN)
@@ -86,14 +85,14 @@ def embed_row(target, job, row):
             unpack_quad(target, data, scale, out + 128 * g + 16 * quad)
 
 
-@njit
+@inner
 def _head_norm(x, gain, width, eps):
     factor = broadcast(_mean_square_inverse(x, width, eps))
     for i in range(0, width, 16):
         store(x + 4 * i, mul(mul(load(x + 4 * i), factor), load(gain + 4 * i)))
 
 
-@njit
+@inner
 def _rotate(x, cos, sin, width):
     """Rotary embedding in place: dimension d with d + width/2."""
     half = width // 2
@@ -110,7 +109,7 @@ def _rotate(x, cos, sin, width):
         store_f32(x + 4 * (half + i), b1 * c1 + a1 * s1)
 
 
-@njit
+@inner
 def qkv_item(target, job, layer, item):
     """One head of q, k or v for a tile of rows: projection, head norm, rotation; k and v go to their pages."""
     heads, kv_heads, dim = field(job, J.HEADS), field(job, J.KV_HEADS), field(job, J.HEAD_DIM)
@@ -123,12 +122,13 @@ def qkv_item(target, job, layer, item):
     out = field(job, J.QKV) + first * stride + 4 * dim * head
     weight = field(layer, J.QKV_WEIGHT) + head * (dim // BLOCK) * block_bytes(bits, groups)
     bias = field(layer, J.QKV_BIAS)
+    matmul = field(job, J.MATMUL)
     for b in range(dim // BLOCK):
         init = field(job, J.ZEROS)
         if bias != 0:
             init = bias + 4 * (dim * head + BLOCK * b)
         tile = weight + b * block_bytes(bits, groups)
-        matmul_rows(target, bits, tile, groups, rows, x, x_stride, init, 0, out + 64 * b, stride)
+        call_kernel(matmul, bits, tile, groups, rows, x, x_stride, init, 0, out + 64 * b, stride)
 
     constants = field(job, J.CONSTANTS)
     eps, scale = load_f32(constants), broadcast(load_f32(constants + 4))
@@ -161,8 +161,8 @@ def qkv_item(target, job, layer, item):
                 store_elements(target, values + (slot * dim + i) * size, load(line + 4 * i))
 
 
-@njit
-def residual_item(target, job, weight, x, inputs, item):
+@inner
+def residual_item(job, weight, x, inputs, item):
     """16 features for a tile of rows of a projection that adds to the residual stream."""
     width, bits = field(job, J.HIDDEN), field(job, J.BITS)
     blocks, groups = width // BLOCK, inputs // GROUP
@@ -171,23 +171,25 @@ def residual_item(target, job, weight, x, inputs, item):
     x_stride = groups * X_GROUP_BYTES
     stream = field(job, J.STREAM) + 4 * (first * width + BLOCK * block)
     tile = weight + block * block_bytes(bits, groups)
-    matmul_rows(target, bits, tile, groups, rows, x + first * x_stride, x_stride, stream, 4 * width, stream, 4 * width)
+    matmul = field(job, J.MATMUL)
+    call_kernel(matmul, bits, tile, groups, rows, x + first * x_stride, x_stride, stream, 4 * width, stream, 4 * width)
 
 
-@njit
-def gate_up_item(target, job, layer, item, scratch):
+@inner
+def gate_up_item(job, layer, item, scratch):
     """32 intermediate features for a tile of rows: both projections, silu(gate) * up, quantised."""
-    inputs, inner, bits = field(job, J.HIDDEN), field(job, J.INTERMEDIATE), field(job, J.BITS)
-    groups, parts = inputs // GROUP, inner // GROUP
+    inputs, width, bits = field(job, J.HIDDEN), field(job, J.INTERMEDIATE), field(job, J.BITS)
+    groups, parts = inputs // GROUP, width // GROUP
     part, first = item % parts, item // parts * J.ROW_TILE
     rows = min(J.ROW_TILE, field(job, J.ROWS) - first)
     x_stride = groups * X_GROUP_BYTES
     x, zeros, step = field(job, J.X) + first * x_stride, field(job, J.ZEROS), block_bytes(bits, groups)
+    matmul = field(job, J.MATMUL)
     for b in range(2):
         gate = field(layer, J.GATE_WEIGHT) + (2 * part + b) * step
         up = field(layer, J.UP_WEIGHT) + (2 * part + b) * step
-        matmul_rows(target, bits, gate, groups, rows, x, x_stride, zeros, 0, scratch + 64 * b, 256)
-        matmul_rows(target, bits, up, groups, rows, x, x_stride, zeros, 0, scratch + 128 + 64 * b, 256)
+        call_kernel(matmul, bits, gate, groups, rows, x, x_stride, zeros, 0, scratch + 64 * b, 256)
+        call_kernel(matmul, bits, up, groups, rows, x, x_stride, zeros, 0, scratch + 128 + 64 * b, 256)
     out_stride = parts * X_GROUP_BYTES
     out = field(job, J.X_ACTIVATED) + first * out_stride + part * X_GROUP_BYTES
     for r in range(rows):
@@ -197,12 +199,13 @@ def gate_up_item(target, job, layer, item, scratch):
         quantize_store(out + r * out_stride, a, b)
 
 
-@njit
-def head_item(target, job, item, per_item):
+@inner
+def head_item(job, item, per_item):
     """Logits of `per_item` blocks of 16 tokens for the selected rows."""
     groups, blocks = field(job, J.HIDDEN) // GROUP, field(job, J.HEAD_BLOCKS)
     step, x_stride, stride = block_bytes(8, groups), groups * X_GROUP_BYTES, 64 * blocks
     weight, logits, zeros = field(job, J.HEAD), field(job, J.LOGITS), field(job, J.ZEROS)
     x, rows = field(job, J.X_SELECTED), field(job, J.SELECTED_COUNT)
+    matmul = field(job, J.MATMUL)
     for b in range(item * per_item, min(blocks, (item + 1) * per_item)):
-        matmul_rows(target, 8, weight + b * step, groups, rows, x, x_stride, zeros, 0, logits + 64 * b, stride)
+        call_kernel(matmul, 8, weight + b * step, groups, rows, x, x_stride, zeros, 0, logits + 64 * b, stride)

@@ -8,8 +8,6 @@ whether the pieces of a row were computed by one thread (prefill) or by several 
 A record is [maximum, sum, 14 unused, D accumulated values].
 """
 
-from numba import njit
-
 from stille.kernels.cpu import job as J
 from stille.kernels.cpu.simd import (
     add,
@@ -17,6 +15,7 @@ from stille.kernels.cpu.simd import (
     element_bytes,
     exp_f32,
     field,
+    inner,
     keep_first,
     load,
     load_f32,
@@ -31,12 +30,12 @@ from stille.kernels.cpu.simd import (
     vexp,
     vmax,
 )
-from stille.kernels.cpu.tiles import attend_rows
+from stille.kernels.cpu.tiles import call_kernel
 
 _NOTHING = -1e30  # below every score; finite, so that differences of two of them are numbers
 
 
-@njit
+@inner
 def _clear(record, dim):
     store_f32(record, _NOTHING)
     store_f32(record + 4, 0.0)
@@ -45,7 +44,7 @@ def _clear(record, dim):
         store(record + 64 + 4 * i, zero)
 
 
-@njit
+@inner
 def _merge(total, piece, dim):
     """total += piece."""
     m0, m1 = load_f32(total), load_f32(piece)
@@ -58,14 +57,14 @@ def _merge(total, piece, dim):
         store(total + i, mul_add(load(piece + i), vb, mul(load(total + i), va)))
 
 
-@njit
+@inner
 def _write(record, dim, out):
     factor = broadcast(1.0 / load_f32(record + 4))
     for i in range(0, 4 * dim, 64):
         store(out + i, mul(load(record + 64 + i), factor))
 
 
-@njit
+@inner
 def _softmax_page(scores, limit, record, alpha):
     """Scores of a page -> weights, in place; only the first `limit` tokens are visible."""
     if limit <= 0:
@@ -95,7 +94,7 @@ def _softmax_page(scores, limit, record, alpha):
     store_f32(record + 4, load_f32(record + 4) * shrink + sum_lanes(add(add(a, b), add(c, d))))
 
 
-@njit
+@inner
 def attend_item(target, job, layer, item, scratch):
     """One tile x one KV head: reads q from QKV, writes ATTENDED, or PARTIALS if the tile is one split of several."""
     kv_heads, heads, dim = field(job, J.KV_HEADS), field(job, J.HEADS), field(job, J.HEAD_DIM)
@@ -125,6 +124,7 @@ def attend_item(target, job, layer, item, scratch):
     for v in range(vectors):
         _clear(totals + v * record_bytes, dim)
 
+    kernel = field(job, J.ATTEND)
     for split in range(split_begin, split_end):
         for v in range(vectors):
             _clear(pieces + v * record_bytes, dim)
@@ -132,25 +132,14 @@ def attend_item(target, job, layer, item, scratch):
             page = load_i32(pages + 4 * number)
             shift = (page * kv_heads + kv_head) * dim * J.PAGE * size
             keys, values = field(layer, J.KEYS) + shift, field(layer, J.VALUES) + shift
-            attend_rows(target, vectors, J.PAGE, q, 4 * dim, dim, keys, J.PAGE * size, size, zeros, scores, 4 * J.PAGE)
+            call_kernel(kernel, vectors, J.PAGE, q, 4 * dim, dim, keys, J.PAGE * size, zeros, scores, 4 * J.PAGE)
             for r in range(rows):
                 limit = position + r + 1 - number * J.PAGE
                 for v in range(r * group, (r + 1) * group):
                     _softmax_page(scores + 4 * J.PAGE * v, limit, pieces + record_bytes * v, alpha + 4 * v)
             depth = min(J.PAGE, end - number * J.PAGE)
-            attend_rows(
-                target,
-                vectors,
-                dim,
-                scores,
-                4 * J.PAGE,
-                depth,
-                values,
-                dim * size,
-                size,
-                alpha,
-                pieces + 64,
-                record_bytes,
+            call_kernel(
+                kernel, vectors, dim, scores, 4 * J.PAGE, depth, values, dim * size, alpha, pieces + 64, record_bytes
             )
         for v in range(vectors):
             _merge(totals + v * record_bytes, pieces + v * record_bytes, dim)
@@ -169,7 +158,7 @@ def attend_item(target, job, layer, item, scratch):
             store(out + i, load(piece + i))
 
 
-@njit
+@inner
 def combine_row(job, row, scratch):
     """ATTENDED[row] from its PARTIALS, if the row was split."""
     partial = load_i32(field(job, J.ROW_PARTIALS) + 4 * row)

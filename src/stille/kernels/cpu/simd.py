@@ -120,13 +120,22 @@ def _unbox_target(typ, obj, c):
     return NativeValue(c.context.get_dummy_value())
 
 
-def jit(function):
-    """njit for entry points: releases the GIL and keeps the machine code on disk where a cache can be written."""
+inner = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+"""Decorator of functions that only kernels call: no wrappers, no checks for division by zero."""
+
+
+def entry(function):
+    """Decorator of functions that Python calls: releases the GIL, keeps the machine code on disk where it can."""
+    return cached(lambda cache: njit(cache=cache, nogil=True, error_model="numpy")(function))
+
+
+def cached(compile_with):
+    """compile_with(cache=True), or without a cache where numba finds no folder to write to."""
     try:
-        return njit(cache=True, nogil=True)(function)
-    except RuntimeError as error:  # numba found no writable cache folder
+        return compile_with(True)
+    except RuntimeError as error:
         logger.warning("CPU kernels will be compiled at every start (set NUMBA_CACHE_DIR to avoid it): %s", error)
-        return njit(nogil=True)(function)
+        return compile_with(False)
 
 
 # --------------------------------------------------------------------------- emitters (plain llvmlite)

@@ -6,7 +6,7 @@ costs speed and nothing else: there is no number of participants that anyone wai
 yielding; between steps helpers sleep in a condition variable.
 """
 
-from numba import njit, types
+from numba import types
 
 from stille.kernels.cpu import job as J
 from stille.kernels.cpu.formats import GROUP, X_GROUP_BYTES
@@ -26,8 +26,9 @@ from stille.kernels.cpu.simd import (
     atomic_load,
     atomic_store,
     cpu_relax,
+    entry,
     field,
-    jit,
+    inner,
     load,
     load_f32,
     load_i32,
@@ -55,12 +56,12 @@ def stage_count(layers: int) -> int:
     return 1 + STAGES_PER_LAYER * layers + 2
 
 
-@njit
+@inner
 def _rows_per_item(rows):
     return 1 if rows <= 16 else 8
 
 
-@njit
+@inner
 def _items(job, kind):
     """Items of a stage of a layer."""
     rows = field(job, J.ROWS)
@@ -69,7 +70,7 @@ def _items(job, kind):
         return tiles * (field(job, J.HEADS) + 2 * field(job, J.KV_HEADS))
     if kind == _ATTEND:
         return field(job, J.TILE_COUNT) * field(job, J.KV_HEADS)
-    if kind == _OUT or kind == _DOWN:
+    if kind in (_OUT, _DOWN):
         return tiles * (field(job, J.HIDDEN) // 16)
     if kind == _GATE_UP:
         return tiles * (field(job, J.INTERMEDIATE) // GROUP)
@@ -77,12 +78,12 @@ def _items(job, kind):
     return (rows + per_item - 1) // per_item
 
 
-@njit
+@inner
 def _combine(job, layer, row, scratch):
-    width, inner = field(job, J.HIDDEN), field(job, J.HEADS) * field(job, J.HEAD_DIM)
+    width, heads_width = field(job, J.HIDDEN), field(job, J.HEADS) * field(job, J.HEAD_DIM)
     combine_row(job, row, scratch)
-    stride = inner // GROUP * X_GROUP_BYTES
-    quantize_row(field(job, J.ATTENDED) + 4 * inner * row, inner, field(job, J.X_ATTENDED) + stride * row)
+    stride = heads_width // GROUP * X_GROUP_BYTES
+    quantize_row(field(job, J.ATTENDED) + 4 * heads_width * row, heads_width, field(job, J.X_ATTENDED) + stride * row)
     bias = field(layer, J.OUT_BIAS)
     if bias != 0:
         stream = field(job, J.STREAM) + 4 * width * row
@@ -90,7 +91,7 @@ def _combine(job, layer, row, scratch):
             store(stream + i, add(load(stream + i), load(bias + i)))
 
 
-@njit
+@inner
 def _norm(job, gain, row, out_row, out):
     width = field(job, J.HIDDEN)
     stride = width // GROUP * X_GROUP_BYTES
@@ -98,72 +99,39 @@ def _norm(job, gain, row, out_row, out):
     norm_row(field(job, J.STREAM) + 4 * width * row, gain, width, eps, out + stride * out_row)
 
 
-@njit
+@inner
 def _layer_item(target, job, layer, kind, item, scratch):
     if kind == _QKV:
         qkv_item(target, job, layer, item)
     elif kind == _ATTEND:
         attend_item(target, job, layer, item, scratch)
     elif kind == _OUT:
-        inner = field(job, J.HEADS) * field(job, J.HEAD_DIM)
-        residual_item(target, job, field(layer, J.OUT_WEIGHT), field(job, J.X_ATTENDED), inner, item)
+        width = field(job, J.HEADS) * field(job, J.HEAD_DIM)
+        residual_item(job, field(layer, J.OUT_WEIGHT), field(job, J.X_ATTENDED), width, item)
     elif kind == _GATE_UP:
-        gate_up_item(target, job, layer, item, scratch)
+        gate_up_item(job, layer, item, scratch)
     elif kind == _DOWN:
-        inner = field(job, J.INTERMEDIATE)
-        residual_item(target, job, field(layer, J.DOWN_WEIGHT), field(job, J.X_ACTIVATED), inner, item)
+        width = field(job, J.INTERMEDIATE)
+        residual_item(job, field(layer, J.DOWN_WEIGHT), field(job, J.X_ACTIVATED), width, item)
     else:
         rows = field(job, J.ROWS)
         per_item = _rows_per_item(rows)
+        gain = field(layer, J.ATTENTION_NORM) if kind == _NORM else field(layer, J.FFN_NORM)
         for row in range(item * per_item, min(rows, (item + 1) * per_item)):
             if kind == _COMBINE:
                 _combine(job, layer, row, scratch)
-            elif kind == _NORM:
-                _norm(job, field(layer, J.ATTENTION_NORM), row, row, field(job, J.X))
             else:
-                _norm(job, field(layer, J.FFN_NORM), row, row, field(job, J.X))
+                _norm(job, gain, row, row, field(job, J.X))
 
 
-@njit
-def _work(target, job, thread):
-    """Take part in the step until all of it is done."""
-    layers, rows = field(job, J.LAYERS), field(job, J.ROWS)
-    scratch = field(job, J.SCRATCH) + thread * field(job, J.SCRATCH_BYTES)
-    stages = 1 + STAGES_PER_LAYER * layers + 2
-    for stage in range(stages):
-        layer = field(job, J.LAYER_TABLE) + (stage - 1) // STAGES_PER_LAYER * 8 * J.LAYER_FIELDS
-        kind = (stage - 1) % STAGES_PER_LAYER
-        if stage == 0:
-            items = rows
-        elif stage == stages - 2:
-            items = field(job, J.SELECTED_COUNT)
-        elif stage == stages - 1:
-            items = (field(job, J.HEAD_BLOCKS) + _HEAD_BLOCKS_PER_ITEM - 1) // _HEAD_BLOCKS_PER_ITEM
-            if field(job, J.SELECTED_COUNT) == 0:
-                items = 0
-        else:
-            items = _items(job, kind)
-        counter = field(job, J.COUNTERS) + COUNTER_BYTES * stage
-        item = atomic_add(counter, 1)
-        while item < items:
-            if stage == 0:
-                embed_row(target, job, item)
-            elif stage == stages - 2:
-                row = load_i32(field(job, J.SELECTED) + 4 * item)
-                _norm(job, field(job, J.FINAL_NORM), row, item, field(job, J.X_SELECTED))
-            elif stage == stages - 1:
-                head_item(target, job, item, _HEAD_BLOCKS_PER_ITEM)
-            else:
-                _layer_item(target, job, layer, kind, item, scratch)
-            atomic_add(counter + 8, 1)
-            item = atomic_add(counter, 1)
-        _wait_for(counter + 8, items)
-
-
-@njit
-def _wait_for(address, least):
+@inner
+def _wait_until(address, value, at_least):
+    """Spin, then yield, until the counter is `value`, or no less than it."""
     spins = 0
-    while atomic_load(address) < least:
+    while True:
+        now = atomic_load(address)
+        if now == value or (at_least and now > value):
+            return
         cpu_relax()
         spins += 1
         if spins == _SPINS:
@@ -171,7 +139,43 @@ def _wait_for(address, least):
             _yield()
 
 
-@jit
+@inner
+def _work(target, job, thread):
+    """Take part in the step until all of it is done."""
+    layers, rows = field(job, J.LAYERS), field(job, J.ROWS)
+    scratch = field(job, J.SCRATCH) + thread * field(job, J.SCRATCH_BYTES)
+    last = STAGES_PER_LAYER * layers + 2
+    for stage in range(last + 1):
+        layer = field(job, J.LAYER_TABLE) + (stage - 1) // STAGES_PER_LAYER * 8 * J.LAYER_FIELDS
+        kind = (stage - 1) % STAGES_PER_LAYER
+        selected = field(job, J.SELECTED_COUNT)
+        if stage == 0:
+            items = rows
+        elif stage == last - 1:
+            items = selected
+        elif stage == last:
+            blocks = field(job, J.HEAD_BLOCKS)
+            items = (blocks + _HEAD_BLOCKS_PER_ITEM - 1) // _HEAD_BLOCKS_PER_ITEM if selected else 0
+        else:
+            items = _items(job, kind)
+        counter = field(job, J.COUNTERS) + COUNTER_BYTES * stage
+        item = atomic_add(counter, 1)
+        while item < items:
+            if stage == 0:
+                embed_row(target, job, item)
+            elif stage == last - 1:
+                row = load_i32(field(job, J.SELECTED) + 4 * item)
+                _norm(job, field(job, J.FINAL_NORM), row, item, field(job, J.X_SELECTED))
+            elif stage == last:
+                head_item(job, item, _HEAD_BLOCKS_PER_ITEM)
+            else:
+                _layer_item(target, job, layer, kind, item, scratch)
+            atomic_add(counter + 8, 1)
+            item = atomic_add(counter, 1)
+        _wait_until(counter + 8, items, True)
+
+
+@entry
 def enter(target, control, job, thread):
     """Thread 0: run the job and return. Others: help with every job until told to stop.
 
@@ -182,9 +186,10 @@ def enter(target, control, job, thread):
         thread: number of the calling thread.
     """
     mutex, condition = field(control, MUTEX), field(control, CONDITION)
+    shared, seen = False, 0
     if thread == 0:
         counters = field(job, J.COUNTERS)
-        for stage in range(1 + STAGES_PER_LAYER * field(job, J.LAYERS) + 2):
+        for stage in range(STAGES_PER_LAYER * field(job, J.LAYERS) + 3):
             atomic_store(counters + COUNTER_BYTES * stage, 0)
             atomic_store(counters + COUNTER_BYTES * stage + 8, 0)
         shared = field(job, J.THREADS) > 1
@@ -195,30 +200,25 @@ def enter(target, control, job, thread):
             atomic_add(control + 8 * EPOCH, 1)
             _unlock(mutex)
             _broadcast(condition)
-        _work(target, job, 0)
-        if shared:
-            # A helper that got in before this store has nothing left to do and leaves; a later one sees it closed.
-            atomic_store(control + 8 * OPEN, 0)
-            spins = 0
-            while atomic_load(control + 8 * ACTIVE) > 0:
-                cpu_relax()
-                spins += 1
-                if spins == _SPINS:
-                    spins = 0
-                    _yield()
-        return
-    seen = 0
     while True:
-        _lock(mutex)
-        while atomic_load(control + 8 * EPOCH) == seen and atomic_load(control + 8 * STOP) == 0:
-            _wait(condition, mutex)
-        seen = atomic_load(control + 8 * EPOCH)
-        _unlock(mutex)
-        if atomic_load(control + 8 * STOP) != 0:
+        if thread != 0:
+            _lock(mutex)
+            while atomic_load(control + 8 * EPOCH) == seen and atomic_load(control + 8 * STOP) == 0:
+                _wait(condition, mutex)
+            seen = atomic_load(control + 8 * EPOCH)
+            _unlock(mutex)
+            if atomic_load(control + 8 * STOP) != 0:
+                return
+            # Counted before looking at OPEN: the main thread closes first and then waits for those inside.
+            atomic_add(control + 8 * ACTIVE, 1)
+            if atomic_load(control + 8 * OPEN) != 0:
+                job = atomic_load(control + 8 * JOB)
+        if job != 0 and thread < field(job, J.THREADS):
+            _work(target, job, thread)
+        if thread == 0:
+            if shared:
+                atomic_store(control + 8 * OPEN, 0)
+                _wait_until(control + 8 * ACTIVE, 0, False)
             return
-        atomic_add(control + 8 * ACTIVE, 1)
-        if atomic_load(control + 8 * OPEN) != 0:
-            current = atomic_load(control + 8 * JOB)
-            if thread < field(current, J.THREADS):
-                _work(target, current, thread)
+        job = 0
         atomic_add(control + 8 * ACTIVE, -1)

@@ -5,10 +5,15 @@
 
 Both exist for a few row counts R; `matmul_rows` and `attend_rows` cover any number with them. A row's result never
 depends on R or on its neighbours, bit for bit.
+
+They are compiled once, as functions with a C interface, and the stages call them by address: inlined into every caller
+they would take most of the compile time.
 """
 
+import functools
+
 from llvmlite import ir
-from numba import njit, types
+from numba import cfunc, typeof, types
 from numba.extending import intrinsic
 
 from stille.kernels.cpu.formats import (
@@ -19,10 +24,13 @@ from stille.kernels.cpu.formats import (
 )
 from stille.kernels.cpu.simd import (
     LANES,
+    Target,
     TargetType,
+    cached,
     carry_loop,
     const_f32,
     const_int,
+    element_bytes,
     emit_dot4,
     emit_f16_to_f32,
     emit_load,
@@ -120,8 +128,7 @@ def _is_wide(typingctx, target):
     return types.boolean(target), lambda context, builder, signature, values: ir.IntType(1)(int(wide))
 
 
-@njit
-def matmul_rows(target, kind, weights, groups, rows, x, x_stride, init, init_stride, out, out_stride):
+def _matmul_rows(target, kind, weights, groups, rows, x, x_stride, init, init_stride, out, out_stride):
     """One block of 16 output features for any number of rows.
 
     Args:
@@ -213,9 +220,8 @@ _page_1, _page_2, _page_3, _page_6 = (_attend_tile(4, rows) for rows in (1, 2, 3
 _strip_1, _strip_2, _strip_3, _strip_6 = (_attend_tile(1, rows) for rows in (1, 2, 3, 6))
 
 
-@njit
-def attend_rows(target, rows, columns, a, a_stride, depth, b, b_stride, element, alpha, c, c_stride):
-    """c[rows, columns] = alpha * c + a[rows, depth] @ b[depth, columns]; b holds cache elements of `element` bytes.
+def _attend_rows(target, rows, columns, a, a_stride, depth, b, b_stride, alpha, c, c_stride):
+    """c[rows, columns] = alpha * c + a[rows, depth] @ b[depth, columns]; b holds cache elements.
 
     `columns` is a multiple of 16; strides in bytes; `alpha` float32[rows].
     """
@@ -248,4 +254,28 @@ def attend_rows(target, rows, columns, a, a_stride, depth, b, b_stride, element,
                 _strip_1(target, ar, a_stride, depth, b, b_stride, alpha + 4 * r, cr, c_stride)
             r, ar, cr = r + n, ar + n * a_stride, cr + n * c_stride
         step = 64 if whole else 16
-        first, b, c = first + step, b + step * element, c + 4 * step
+        first, b, c = first + step, b + step * element_bytes(target), c + 4 * step
+
+
+@functools.cache
+def kernels(isa: str, kv: str):
+    """The compiled pair (matmul_rows, attend_rows) of a target; `.address` is what `call_kernel` takes."""
+    signature = types.void(typeof(Target(isa, kv)), *(types.int64,) * 10)
+    compiled = functools.partial(cfunc, signature, nopython=True, error_model="numpy")
+    return tuple(
+        cached(lambda cache, function=function: compiled(cache=cache)(function))
+        for function in (_matmul_rows, _attend_rows)
+    )
+
+
+@intrinsic
+def call_kernel(typingctx, address, a0, a1, a2, a3, a4, a5, a6, a7, a8, a9):
+    """Call a function of `kernels`; the arguments are its, without the target."""
+
+    def codegen(context, builder, signature, values):
+        tag = _I8.as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [tag] + [_I64] * 10)
+        builder.call(builder.inttoptr(values[0], kind.as_pointer()), [ir.Constant(tag, None), *values[1:]])
+        return context.get_dummy_value()
+
+    return types.void(*(types.int64,) * 11), codegen
