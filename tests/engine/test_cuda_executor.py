@@ -21,7 +21,6 @@ TINY = dict(
     num_key_value_heads=2, head_dim=16, max_position_embeddings=512, rope_parameters={"rope_theta": 100.0},
 )  # fmt: skip
 VARIANTS = {
-    "llama": {},
     "qwen2": dict(attention_bias=True, tie_word_embeddings=True),
     "qwen3": dict(qk_norm=True, attention_bias=True, attention_output_bias=True),
     "yarn": dict(
@@ -153,6 +152,7 @@ def test_what_it_cannot_run_is_named():
         make_executor(make_model(head_dim=320, num_hidden_layers=1))
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(DEVICE != "cuda", reason="bf16 products and graphs need a GPU")
 @pytest.mark.parametrize("graphs", [False, True])
 def test_half_precision_with_and_without_graphs(graphs):
