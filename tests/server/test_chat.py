@@ -100,6 +100,18 @@ def test_a_seed_reproduces_and_another_differs(chat):
     assert texts[0] == texts[1] != texts[2]
 
 
+def test_extreme_parameters_leave_the_engine_running(chat):
+    for extreme in (
+        {"temperature": 5e-324},
+        {"temperature": 1e-40, "top_p": 0.5},
+        {"temperature": 2, "top_p": 5e-324},
+        {"temperature": 1e-9, "extra_body": {"repetition_penalty": 0.01, "min_p": 1, "ignore_eos": True}},
+        {"temperature": 1, "seed": 2**80},
+        {"temperature": 1, "presence_penalty": -2, "frequency_penalty": 2, "logit_bias": {"5": -100}},
+    ):
+        assert chat(**extreme, max_tokens=4).usage.completion_tokens == 4
+
+
 def test_stop_strings_end_the_answer_and_are_not_in_it(chat):
     whole = chat(max_tokens=40).choices[0].message.content
     stop = whole[len(whole) // 2 :][:2]

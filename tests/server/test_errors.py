@@ -94,7 +94,7 @@ WRONG = [
     ("max_tokens", True, "invalid_type"),
     ("n", 0, "invalid_value"),
     ("n", 17, "invalid_value"),
-    ("seed", 2**63, "invalid_value"),
+    ("seed", "7", "invalid_type"),
     ("stop", ["a", "b", "c", "d", "e"], ...),
     ("stop", "", ...),
     ("stream", "yes", "invalid_type"),

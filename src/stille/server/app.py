@@ -55,5 +55,5 @@ def create_app(engine: AsyncLLM, settings: ServerSettings | None = None) -> Fast
     install_handlers(app)
     for module in (chat, completions, models, tokenize, health):
         app.include_router(module.router)
-    openapi.install(app, requires_key=settings.api_key is not None, open_paths=OPEN_PATHS)
+    openapi.install(app, state, open_paths=OPEN_PATHS)
     return app

@@ -24,7 +24,7 @@ def sampling_params(body: SamplingBody, max_tokens: int | None, logprobs: int | 
         "presence_penalty": body.presence_penalty,
         "frequency_penalty": body.frequency_penalty,
         "logit_bias": None if body.logit_bias is None else {int(key): value for key, value in body.logit_bias.items()},
-        "seed": body.seed,
+        "seed": None if body.seed is None else (body.seed + 2**63) % 2**64 - 2**63,  # the engine's are 64 bits
         "stop": body.stop_strings(),
         "stop_token_ids": None if body.stop_token_ids is None else tuple(body.stop_token_ids),
         "ignore_eos": body.ignore_eos,

@@ -7,8 +7,14 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from stille._version import __version__
+from stille.server.schemas.base import TOKEN_ID_MARK
+from stille.server.schemas.chat import ChatCompletionChunk
+from stille.server.schemas.completions import CompletionChunk
 from stille.server.schemas.errors import ErrorBody
+from stille.server.state import ServerState
 
+_REFERENCE = "#/components/schemas/{model}"
+_CHUNKS = (ChatCompletionChunk, CompletionChunk)
 _DESCRIPTIONS = {
     400: "The request cannot be served as given; `error.param` names the parameter to blame.",
     401: "The API key is missing or wrong.",
@@ -32,13 +38,25 @@ def generated(whole: type[BaseModel], chunk: type[BaseModel]) -> dict[int | str,
             "model": whole,
             "description": f"The answer; with stream=true server-sent events whose data are {chunk.__name__} objects, "
             "ended by [DONE].",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": {"text/event-stream": {"itemSchema": _event_of(chunk)}},
         }
     }
 
 
-def install(app: FastAPI, *, requires_key: bool, open_paths: frozenset[str]) -> None:
-    """Replace the application's generated document: 400 where FastAPI says 422, the key where one is needed."""
+def _event_of(chunk: type[BaseModel]) -> dict[str, Any]:
+    """One server-sent event (OpenAPI 3.2's form for streams, which 3.1 lets pass)."""
+    documents = [{"$ref": _REFERENCE.format(model=name)} for name in (chunk.__name__, ErrorBody.__name__)]
+    document = {"type": "string", "contentMediaType": "application/json", "contentSchema": {"anyOf": documents}}
+    data = {"anyOf": [{"const": "[DONE]"}, document]}
+    return {"type": "object", "required": ["data"], "properties": {"data": data}}
+
+
+def install(app: FastAPI, state: ServerState, *, open_paths: frozenset[str]) -> None:
+    """Replace the application's generated document by one that knows this server.
+
+    It says 400 where FastAPI says 422, names the models and the vocabulary's size, and asks for the key where one is
+    needed. It is made when it is first asked for, as the engine knows its model only once it is started.
+    """
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -49,7 +67,12 @@ def install(app: FastAPI, *, requires_key: bool, open_paths: frozenset[str]) -> 
                 routes=app.routes,
             )
             _drop_422(schema)
-            if requires_key:
+            for chunk in _CHUNKS:
+                described = chunk.model_json_schema(ref_template=_REFERENCE)
+                schema["components"]["schemas"] |= described.pop("$defs", {}) | {chunk.__name__: described}
+            _bound(schema["components"]["schemas"], len(state.engine.tokenizer))
+            _name_models(schema["components"]["schemas"], list(state.model_names))
+            if state.settings.api_key is not None:
                 schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
                 for path, operations in schema["paths"].items():
                     for operation in operations.values():
@@ -59,6 +82,29 @@ def install(app: FastAPI, *, requires_key: bool, open_paths: frozenset[str]) -> 
         return app.openapi_schema
 
     app.openapi = document  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _bound(node: Any, vocabulary: int) -> None:
+    """Give token ids their true upper bound, wherever they occur."""
+    if isinstance(node, dict):
+        if node.pop(TOKEN_ID_MARK, False):
+            node["exclusiveMaximum"] = vocabulary
+        for value in node.values():
+            _bound(value, vocabulary)
+    elif isinstance(node, list):
+        for value in node:
+            _bound(value, vocabulary)
+
+
+def _name_models(schemas: dict[str, Any], names: list[str]) -> None:
+    """Say which models requests may name."""
+    for schema in schemas.values():
+        model = schema.get("properties", {}).get("model", {})
+        if "minLength" in model:
+            model["enum"] = names
+        for branch in model.get("anyOf", []):
+            if branch.get("type") == "string":
+                branch["enum"] = names
 
 
 def _drop_422(schema: dict[str, Any]) -> None:

@@ -24,8 +24,18 @@ def _integral(value: Any) -> Any:
     return value
 
 
-Int = Annotated[int, BeforeValidator(_integral)]
-TokenId = Annotated[Int, Field(ge=0, lt=2**31)]
+def _boolean(value: Any) -> Any:
+    if not isinstance(value, bool):  # 0 equals False, which is all that Literal asks for
+        raise ValueError("Input should be false")
+    return value
+
+
+# Behind the Field of a bounded integer, so that the bounds stay visible in the JSON schema.
+Integral = BeforeValidator(_integral)
+OnlyFalse = Annotated[Literal[False], BeforeValidator(_boolean)]
+# The mark lets the OpenAPI document replace the bound by the size of the vocabulary that is served.
+TOKEN_ID_MARK = "x-token-id"
+TokenId = Annotated[int, Field(ge=0, lt=2**31, json_schema_extra={TOKEN_ID_MARK: True}), Integral]
 ModelName = Annotated[str, Field(min_length=1, max_length=512)]
 EmptyList = Annotated[list[Any], Field(max_length=0)]
 StopString = Annotated[str, Field(min_length=1, max_length=1024)]
@@ -38,23 +48,23 @@ class StreamOptions(RequestBody):
     """Options of a streamed answer."""
 
     include_usage: bool | None = Field(None, description="Send a last chunk with the usage of the whole request.")
-    include_obfuscation: Literal[False] | None = Field(None, description="Only false: chunks are never padded.")
+    include_obfuscation: OnlyFalse | None = Field(None, description="Only false: chunks are never padded.")
 
 
 class SamplingBody(RequestBody):
     """Parameters that chat and text completions share."""
 
     model: ModelName = Field(description="A name listed by GET /v1/models.")
-    n: Annotated[Int, Field(ge=1, le=MAX_N)] | None = Field(None, description="Number of choices; default 1.")
+    n: Annotated[int, Field(ge=1, le=MAX_N), Integral] | None = Field(None, description="Number of choices; default 1.")
     temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(None, description="0 is greedy; default 1.")
     top_p: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="Nucleus sampling; default 1 (off).")
-    top_k: Annotated[Int, Field(ge=-1, lt=2**31)] | None = Field(
+    top_k: Annotated[int, Field(ge=-1, lt=2**31), Integral] | None = Field(
         None, description="Keep the k likeliest tokens; 0 or -1 is off. An extension."
     )
     min_p: Annotated[float, Field(ge=0, le=1)] | None = Field(
         None, description="Keep tokens at least this likely relative to the likeliest; default 0. An extension."
     )
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = Field(
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = Field(
         None, description="Divides the positive logits of tokens seen in prompt or answer; default 1. An extension."
     )
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
@@ -62,11 +72,11 @@ class SamplingBody(RequestBody):
     logit_bias: (
         Annotated[
             dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]],
-            Field(max_length=1024),
+            Field(max_length=1024, json_schema_extra={"additionalProperties": False}),  # other keys are refused
         ]
         | None
     ) = Field(None, description="Added to the logits of the given token ids.")
-    seed: Annotated[Int, Field(ge=-(2**63), lt=2**63)] | None = Field(
+    seed: Annotated[int, Integral] | None = Field(
         None, description="Makes sampling reproducible, whatever else the server is doing."
     )
     stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None = Field(

@@ -4,7 +4,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stille.server.schemas.base import EmptyList, FinishReason, Int, RequestBody, ResponseBody, SamplingBody, Usage
+from stille.server.schemas.base import (
+    EmptyList,
+    FinishReason,
+    Integral,
+    OnlyFalse,
+    RequestBody,
+    ResponseBody,
+    SamplingBody,
+    Usage,
+)
 
 MAX_MESSAGES = 4096
 
@@ -62,14 +71,14 @@ class ChatCompletionRequest(SamplingBody):
     """
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
-    max_completion_tokens: Annotated[Int, Field(ge=1, lt=2**31)] | None = Field(
+    max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31), Integral] | None = Field(
         None, description="Bound on generated tokens; default and upper bound: the rest of the context."
     )
-    max_tokens: Annotated[Int, Field(ge=1, lt=2**31)] | None = Field(
+    max_tokens: Annotated[int, Field(ge=1, lt=2**31), Integral] | None = Field(
         None, description="The older name of max_completion_tokens; the smaller one counts if both are given."
     )
     logprobs: bool | None = Field(None, description="Return the log probability of each generated token.")
-    top_logprobs: Annotated[Int, Field(ge=0, le=20)] | None = Field(
+    top_logprobs: Annotated[int, Field(ge=0, le=20), Integral] | None = Field(
         None, description="Alternatives per token; needs logprobs=true."
     )
     # Neutral values only, until the features behind them exist.
@@ -87,7 +96,7 @@ class ChatCompletionRequest(SamplingBody):
     reasoning_effort: Literal["none"] | None = None
     verbosity: Literal["medium"] | None = None
     service_tier: Literal["auto", "default"] | None = None
-    store: Literal[False] | None = None
+    store: OnlyFalse | None = None
     # Labels: accepted, without effect on the answer.
     metadata: (
         Annotated[

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stille.server.schemas.base import FinishReason, Int, ResponseBody, SamplingBody, TokenId, Usage
+from stille.server.schemas.base import FinishReason, Integral, OnlyFalse, ResponseBody, SamplingBody, TokenId, Usage
 
 MAX_PROMPTS = 64
 DEFAULT_MAX_TOKENS = 16  # the API's own default
@@ -22,14 +22,14 @@ class CompletionRequest(SamplingBody):
         | PromptIds
         | Annotated[list[PromptIds], Field(min_length=1, max_length=MAX_PROMPTS)]
     ) = Field(description="A text, a list of texts, a list of token ids, or a list of such lists.")
-    max_tokens: Annotated[Int, Field(ge=1, lt=2**31)] | None = Field(
+    max_tokens: Annotated[int, Field(ge=1, lt=2**31), Integral] | None = Field(
         None, description="Bound on generated tokens per choice; default 16; never beyond the context."
     )
-    logprobs: Annotated[Int, Field(ge=0, le=20)] | None = Field(
+    logprobs: Annotated[int, Field(ge=0, le=20), Integral] | None = Field(
         None, description="Alternatives per generated token; 0 gives the chosen token's log probability only."
     )
     # Neutral values only.
-    echo: Literal[False] | None = None
+    echo: OnlyFalse | None = None
     suffix: Literal[""] | None = None
     best_of: None = None
 
