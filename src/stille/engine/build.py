@@ -42,9 +42,11 @@ def build_engine(config: EngineConfig, progress: bool = True) -> Engine:
         torch.set_num_threads(config.threads)
     resolved = config.resolve(load_config(config.model))
     # No variable for the loaded model here: it would keep weights alive that the executor has packed.
-    return assemble(
+    engine = assemble(
         load_model(config.model, dtype=resolved.load_dtype, device=resolved.device, progress=progress), config
     )
+    gc.collect()
+    return engine
 
 
 def assemble(loaded: LoadedModel, config: EngineConfig) -> Engine:
@@ -60,7 +62,6 @@ def assemble(loaded: LoadedModel, config: EngineConfig) -> Engine:
         executor = make_executor(loaded.model.float(), resolved)
     tokenizer, eos, name = loaded.tokenizer, loaded.eos_token_ids, loaded.name
     del loaded
-    gc.collect()  # weights that the executor has packed are of no more use
     executor.warmup()
     logger.info("%s on %s in %s, %d KV pages", name, resolved.device, resolved.dtype, executor.num_pages - 1)
     return Engine(EngineCore(executor, tokenizer, resolved, eos), tokenizer, name)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from stille.engine.build import Engine, build_engine
@@ -90,10 +92,14 @@ class LLM:
         Raises:
             UnsupportedError: the model has no chat template.
         """
-        if messages and isinstance(messages[0], Mapping):
+        if not messages:
+            raise InvalidRequestError("messages is empty; give at least one", "messages")
+        if isinstance(messages[0], Mapping):
             messages = [messages]  # pyright: ignore[reportAssignmentType]
-        texts = [self.prompts.chat_text(conversation, **template) for conversation in messages]  # pyright: ignore[reportArgumentType]
-        work = [(text, self.prompts.encode(text, add_special_tokens=False)) for text in texts]
+        work: list[tuple[str | None, list[int]]] = []
+        for conversation in messages:
+            text = self.prompts.chat_text(conversation, **template)  # pyright: ignore[reportArgumentType]
+            work.append((text, self.prompts.encode(text, add_special_tokens=False)))
         return self._run(work, params, progress)
 
     def stats(self) -> EngineStats:
@@ -124,7 +130,7 @@ class LLM:
             results[request_id] = RequestOutput.empty(request_id, text, ids, each.n)
         todo = list(zip(results.values(), params, strict=True))[::-1]
         try:
-            with _bar(len(work), progress) as bar:
+            with _bar(len(work), progress) as bar, _interrupts_between_steps() as check_interrupt:
                 while todo or self._core.has_work:
                     while todo and self._core.queue_depth < self._core.max_queue:
                         result, each = todo.pop()
@@ -133,6 +139,7 @@ class LLM:
                     for delta in deltas:
                         results[delta.request_id].add(delta)
                     bar.advance(deltas)
+                    check_interrupt()
         except BaseException:  # Ctrl-C too: leave no sequence behind
             if self._failure is None:
                 self._core.abort_all()
@@ -142,9 +149,44 @@ class LLM:
     def _step(self) -> list[OutputDelta]:
         try:
             return self._core.step()
-        except Exception as error:
+        except BaseException as error:
             self._failure = error
+            if not isinstance(error, Exception):
+                raise
             raise EngineFailedError(f"the engine failed: {error!r}; make a new one") from error
+
+
+@contextlib.contextmanager
+def _interrupts_between_steps() -> Iterator[Callable[[], None]]:
+    """Puts Ctrl-C off until the step that runs is over, where the engine's books balance; a second one acts at once.
+
+    Yields:
+        to be called between steps: raises KeyboardInterrupt if there was one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:  # somebody else decides what Ctrl-C does
+        yield lambda: None
+        return
+    pending = False
+
+    def note(number: int, frame: Any) -> None:
+        nonlocal pending
+        if pending:
+            signal.default_int_handler(number, frame)
+        pending = True
+
+    def check() -> None:
+        if pending:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class _Bar(Protocol):
