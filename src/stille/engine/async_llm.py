@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import itertools
 import logging
 import threading
@@ -270,7 +271,9 @@ class AsyncLLM:
         """
         if self._core is None:
             raise EngineClosedError("the engine is not started")
-        return self._core.stats()
+        with self._wake:
+            stats = self._core.stats()
+            return dataclasses.replace(stats, queue_depth=stats.queue_depth + len(self._inbox))
 
     def _ready_core(self) -> EngineCore:
         if self._state == "failed":
