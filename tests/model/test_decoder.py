@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, StaticCache
 
 from stille.model import StilleConfig, StilleForCausalLM
 
@@ -111,6 +111,19 @@ def test_generate_with_static_cache_and_beams(tiny_model, ids):
     static = tiny_model.generate(ids[:, :12], cache_implementation="static", disable_compile=True, **options)
     assert torch.equal(plain, static)
     assert tiny_model.generate(ids[:, :12], num_beams=3, **options).shape == (2, 22)
+
+
+@torch.no_grad()
+def test_whole_forward_is_one_graph(tiny_model, ids):
+    """Captured by torch.compile without a break, static cache included, as `generate` does it on accelerators."""
+    compiled = torch.compile(tiny_model.forward, backend="eager", fullgraph=True)
+    caches = [StaticCache(config=tiny_model.config, max_cache_len=64) for _ in range(2)]
+    for span in (slice(0, 20), slice(20, 21), slice(21, 22)):
+        got, wanted = (
+            forward(ids[:, span], past_key_values=cache, use_cache=True).logits
+            for forward, cache in zip((compiled, tiny_model), caches, strict=True)
+        )
+        torch.testing.assert_close(got, wanted)
 
 
 def test_logits_to_keep(tiny_model, ids):

@@ -150,7 +150,7 @@ class StilleModel(StillePreTrainedModel):
             past_key_values = DynamicCache(config=config)
         if position_ids is None:
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
-            position_ids = torch.arange(past, past + x.shape[1], device=x.device)[None]
+            position_ids = (torch.arange(x.shape[1], device=x.device) + past)[None]
         mask = create_causal_mask(
             config=config,
             inputs_embeds=x,

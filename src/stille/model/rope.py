@@ -46,20 +46,16 @@ class RotaryEmbedding(nn.Module):
     def __init__(self, config: StilleConfig):
         super().__init__()
         self.config = config
-        self._frequencies: dict[tuple[torch.device, int | None], tuple[Tensor, float]] = {}
+        with torch.device("cpu"):  # also while the model itself is being built on the meta device
+            self._inv_freq, self._factor = inverse_frequencies(config)
+        self._on_device: dict[torch.device, Tensor] = {}
         self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
-    def frequencies(self, device: torch.device, length: int | None = None) -> tuple[Tensor, float]:
-        """`inverse_frequencies` on a device, computed once."""
-        limit = self.config.max_position_embeddings
-        key = (device, length if length is not None and length > limit else None)
-        if self.config.rope_kind != "dynamic":
-            key = (device, None)
-        if key not in self._frequencies:
-            with torch.device("cpu"):  # also while the model itself is being built on the meta device
-                inv_freq, factor = inverse_frequencies(self.config, key[1])
-            self._frequencies[key] = (inv_freq.to(device), factor)
-        return self._frequencies[key]
+    def frequencies(self, device: torch.device) -> Tensor:
+        """Rotary frequencies up to `max_position_embeddings`, float32 [D/2], copied to a device once."""
+        if device not in self._on_device:
+            self._on_device[device] = self._inv_freq.to(device)
+        return self._on_device[device]
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin of arbitrary positions, computed on the device.
@@ -70,10 +66,11 @@ class RotaryEmbedding(nn.Module):
         Returns:
             cos, sin: float32 [..., D]; the second half repeats the first.
         """
-        length = None
-        if self.config.rope_kind == "dynamic":  # the one kind that must know the length on the host
+        inv_freq, factor = self.frequencies(positions.device), self._factor
+        if self.config.rope_kind == "dynamic":  # the one kind that must know the length, and so waits for the device
             length = int(positions.max()) + 1
-        inv_freq, factor = self.frequencies(positions.device, length)
+            if length > self.config.max_position_embeddings:
+                inv_freq = inverse_frequencies(self.config, length)[0].to(positions.device)
         angles = positions[..., None].float() * inv_freq
         angles = torch.cat((angles, angles), dim=-1)
         return angles.cos() * factor, angles.sin() * factor

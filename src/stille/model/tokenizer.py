@@ -11,6 +11,7 @@ from stille.model.config import StilleConfig
 from stille.model.gguf_file import GGUFFile
 from stille.model.gguf_tokenizer import gguf_tokenizer
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
 GENERATION_FILE = "generation_config.json"
 # Ends of a turn, counted where the chat template writes them; the last one ends documents and always counts.
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
@@ -29,6 +30,9 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     path = Path(path)
     if path.is_file():
         return gguf_tokenizer(GGUFFile(path).metadata, path)
+    if not any((path / name).exists() for name in TOKENIZER_FILES):
+        # transformers would make up an empty tokenizer of the family
+        raise CheckpointError(f"{path} has no readable tokenizer: none of {', '.join(TOKENIZER_FILES)} is there.")
     try:
         return AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
