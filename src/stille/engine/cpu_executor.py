@@ -21,7 +21,7 @@ from stille.errors import UnsupportedError
 if TYPE_CHECKING:
     from torch.nn import Module
 
-    from stille.kernels.cpu import CpuDecoder, DecoderShape, LayerTensors
+    from stille.kernels.cpu import CpuDecoder, DecoderShape, LayerTensors, Target
     from stille.model import StilleForCausalLM
 
 logger = logging.getLogger(__name__)
@@ -36,19 +36,20 @@ class CpuExecutor:
         model: float weights on the CPU. It is consumed: each weight is packed and then freed, so that the peak stays
             near the size of the float model. Left untouched if this raises UnsupportedError.
         config: resolved, dtype int4 or int8; `threads` None takes torch's number.
+        target: instruction set and cache element type; None takes the host's best.
 
     Raises:
         UnsupportedError: a layer kind or size without kernels, no numba, no POSIX threads.
     """
 
-    def __init__(self, model: StilleForCausalLM, config: EngineConfig):
+    def __init__(self, model: StilleForCausalLM, config: EngineConfig, target: Target | None = None):
         if config.dtype not in _BITS:
             raise UnsupportedError(f"CpuExecutor packs weights to int4 or int8, not {config.dtype}")
         try:
             from stille.kernels.cpu import CpuDecoder, Target
         except ImportError as error:
             raise UnsupportedError(f"the CPU kernels need numba (pip install 'stille[serve]'): {error}") from error
-        shape, target = _shape(model, _BITS[config.dtype]), Target("auto", "auto")
+        shape, target = _shape(model, _BITS[config.dtype]), target or Target()
         self.device = torch.device("cpu")
         self.vocab_size, self.async_depth = shape.vocab, 0
         self.num_pages = plan_pages(config, shape.page_bytes(target), self.device)

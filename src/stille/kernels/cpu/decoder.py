@@ -216,6 +216,9 @@ class CpuDecoder:
         Returns:
             logits_SV float32: the last row of each sequence, undefined where not wanted. A buffer of this object: the
             next call overwrites it.
+
+        Raises:
+            ConfigError: ids, positions or pages that would lead outside of the tables.
         """
         if not len(starts):
             return self._logits_buffer(0)
@@ -225,9 +228,8 @@ class CpuDecoder:
         first_rows = ends - lengths64
         sequence_N = np.repeat(np.arange(len(starts)), lengths64)
         positions = (np.arange(count) - np.repeat(first_rows - starts, lengths64)).astype(np.int32)
-        if len(ids) != count or positions.max() >= self.max_positions:
-            raise ConfigError(f"step of {count} tokens got {len(ids)} ids, positions up to {positions.max()}")
         table = np.ascontiguousarray(page_table, np.int32)
+        self._check(ids, count, int(starts.min()), int((starts + lengths64).max()), table)
         row_pages = table[sequence_N, positions // J.PAGE]
         ids32 = ids.astype(np.int32)
         logits = self._logits_buffer(len(starts))
@@ -244,6 +246,18 @@ class CpuDecoder:
             out = logits.data_ptr() + (wanted[0] * logits.stride(0) * 4 if wanted else 0)
             self._run(ids32[begin:end], positions[begin:end], row_pages[begin:end], table, parts, selected, out)
         return logits[:, : self.shape.vocab]
+
+    def _check(self, ids: np.ndarray, count: int, begin: int, end: int, table: np.ndarray) -> None:
+        """The kernels follow these numbers without looking."""
+        if len(ids) != count or ids.min() < 0 or ids.max() >= self.shape.vocab:
+            raise ConfigError(f"a step of {count} rows needs as many token ids in 0..{self.shape.vocab - 1}")
+        if begin < 0 or end > self.max_positions:
+            raise ConfigError(f"positions {begin}..{end - 1} leave the rotary table of {self.max_positions} positions")
+        if end > table.shape[1] * J.PAGE or table.min() < 0 or table.max() >= self.num_pages:
+            raise ConfigError(
+                f"{end} positions need page numbers 0..{self.num_pages - 1} in {-(-end // J.PAGE)} columns, "
+                f"got a table of {table.shape[1]} columns with pages {table.min()}..{table.max()}"
+            )
 
     def _run(self, ids, positions, row_pages, table, parts, selected, logits: int) -> None:
         """One pass over at most MAX_ROWS rows; parts are (sequence, first row, rows, first position)."""
