@@ -12,61 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
 
 from stille.engine.async_llm import AsyncLLM
 from stille.engine.config import EngineConfig
-from stille.model import StilleConfig, StilleForCausalLM
 from stille.server import ServerSettings, create_app
-
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-CORPUS = (
-    "the quick brown fox jumps over the lazy dog and the old grey stones of the quiet harbour",
-    "numbers such as 1, 12 and 123 or 3.14; words such as naïve, Zürich, 東京 and здравствуй",
-)
-
-
-def build_tiny_model(folder: Path, *, context: int = 16384, seed: int = 0) -> Path:
-    """A checkpoint with random weights (half a megabyte) and a byte-level BPE tokenizer with a chat template."""
-    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(
-        CORPUS, trainers.BpeTrainer(vocab_size=384, special_tokens=specials, initial_alphabet=alphabet)
-    )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHAT_TEMPLATE
-    )
-    tokenizer.save_pretrained(folder)
-    config = StilleConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=context,
-        initializer_range=0.1,
-        tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    torch.manual_seed(seed)
-    StilleForCausalLM(config).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_model(tmp_path_factory.mktemp("tiny") / "tiny")
 
 
 @dataclass
@@ -128,10 +79,10 @@ def running(model: Path, settings: ServerSettings | None = None, **config: Any) 
 
 
 @pytest.fixture(scope="session")
-def served(tiny_model: Path) -> Iterator[Served]:
+def served(tiny_checkpoint: Path) -> Iterator[Served]:
     """The server that most tests share; every test leaves it idle."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    with running(tiny_model, max_num_seqs=8, kv_cache_tokens=32768) as server:
+    with running(tiny_checkpoint, max_num_seqs=8, kv_cache_tokens=32768) as server:
         yield server
 
 

@@ -215,9 +215,9 @@ def test_the_smaller_of_both_limits_counts(chat):
     assert chat(max_tokens=9, max_completion_tokens=3).usage.completion_tokens == 3
 
 
-def test_a_limit_beyond_the_context_is_cut_to_it(start_server, tiny_model):
+def test_a_limit_beyond_the_context_is_cut_to_it(start_server, tiny_checkpoint):
     with (
-        start_server(tiny_model, max_model_len=128, max_num_seqs=1) as server,
+        start_server(tiny_checkpoint, max_model_len=128, max_num_seqs=1) as server,
         openai.OpenAI(base_url=f"{server.base}/v1", api_key="unused") as client,
     ):
         answer = client.chat.completions.create(

@@ -267,9 +267,9 @@ def test_the_official_client_raises_its_own_errors(idle):
 
 
 @pytest.fixture(scope="module")
-def small(start_server, tiny_model):
+def small(start_server, tiny_checkpoint):
     settings = ServerSettings(served_model_names=("tiny",), max_body_bytes=2048)
-    with start_server(tiny_model, settings, max_num_seqs=1) as server:
+    with start_server(tiny_checkpoint, settings, max_num_seqs=1) as server:
         yield server
 
 

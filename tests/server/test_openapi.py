@@ -22,10 +22,10 @@ HEADERS = {"Authorization": "Bearer fuzz"}
 
 
 @pytest.fixture(scope="module")
-def short(start_server, tiny_model):
+def short(start_server, tiny_checkpoint):
     """A short context keeps every answer short, whatever max_tokens is."""
     settings = ServerSettings(served_model_names=("tiny",), api_key="fuzz")
-    with start_server(tiny_model, settings, max_model_len=64, max_num_seqs=16, kv_cache_tokens=16 * 64) as server:
+    with start_server(tiny_checkpoint, settings, max_model_len=64, max_num_seqs=16, kv_cache_tokens=16 * 64) as server:
         yield server
 
 

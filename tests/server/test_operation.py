@@ -86,11 +86,14 @@ def test_errors_carry_the_request_id(client):
     assert client.post(CHAT, json={}, headers={"X-Request-Id": "bad-1"}).headers["x-request-id"] == "bad-1"
 
 
-def test_a_key_is_needed_where_one_is_set(start_server, tiny_model):
+def test_a_key_is_needed_where_one_is_set(start_server, tiny_checkpoint):
     settings = ServerSettings(
         served_model_names=("tiny", "alias"), api_key="secret", cors_origins=("https://a.example",)
     )
-    with start_server(tiny_model, settings, max_num_seqs=1) as server, httpx.Client(base_url=server.base) as client:
+    with (
+        start_server(tiny_checkpoint, settings, max_num_seqs=1) as server,
+        httpx.Client(base_url=server.base) as client,
+    ):
         right = {"Authorization": "Bearer secret"}
         for headers in (
             {},

@@ -91,9 +91,9 @@ async def test_many_clients_half_of_which_leave(idle):
 
 
 @pytest.fixture(scope="module")
-def narrow(start_server, tiny_model):
+def narrow(start_server, tiny_checkpoint):
     """One place in the batch, one in the queue."""
-    with start_server(tiny_model, max_num_seqs=1, max_queue=1) as server:
+    with start_server(tiny_checkpoint, max_num_seqs=1, max_queue=1) as server:
         yield server
 
 
@@ -133,8 +133,8 @@ def test_a_waiting_client_that_leaves_frees_its_place_in_the_queue(narrow):
     narrow.wait_idle()
 
 
-def test_an_engine_that_is_closed_ends_streams_with_an_error_event(start_server, tiny_model):
-    with start_server(tiny_model, max_num_seqs=2) as server:
+def test_an_engine_that_is_closed_ends_streams_with_an_error_event(start_server, tiny_checkpoint):
+    with start_server(tiny_checkpoint, max_num_seqs=2) as server:
         with endless(server) as lines:
             asyncio.run(server.engine.close())
             rest = [line for line in lines if line]
