@@ -87,7 +87,7 @@ def prompts(tokenizer: Any, count: int, length: int, vocab: int, random_weights:
     if random_weights:
         return random.integers(1, vocab, (count, length)).tolist()
     documented = (getattr(torch, name, None) for name in sorted(dir(torch)))
-    text = "\n".join(thing.__doc__ or "" for thing in documented if callable(thing))
+    text = "\n".join(thing.__doc__ for thing in documented if callable(thing) and isinstance(thing.__doc__, str))
     ids = tokenizer(text[:600_000]).input_ids
     starts = random.choice(len(ids) - length, count, replace=False)
     return [ids[start : start + length] for start in starts]

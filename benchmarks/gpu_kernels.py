@@ -1,7 +1,7 @@
 """GPU kernels of the decode step, one by one: checked against plain torch, then timed over tile sizes.
 
     python benchmarks/gpu_kernels.py               # check, sweep, whole steps
-    python benchmarks/gpu_kernels.py --check-only
+    python benchmarks/gpu_kernels.py --only check
 
 Every figure is the time of one launch inside a CUDA graph that runs the operation once for each of 30 layers with
 weights of their own (SmolLM2-135M's shape: more than the L2 cache holds), so launch gaps and cold weights count as they
@@ -356,21 +356,21 @@ def set_rows(executor, rows: int, context: int) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--check-only", action="store_true")
+    parser.add_argument("--only", nargs="+", choices=("check", "sweep", "steps"), default=["check", "sweep", "steps"])
     parser.add_argument("--workers", type=int, default=12, help="processes that compile")
     chosen = parser.parse_args()
     start = time.perf_counter()
-    failures = check()
-    print(
-        "\n".join(failures) or f"all kernels agree with plain torch ({time.perf_counter() - start:.0f} s)", flush=True
-    )
-    if chosen.check_only:
-        return 1 if failures else 0
-    compile_all(chosen.workers)
-    print(f"compiled after {time.perf_counter() - start:.0f} s", flush=True)
-    sweep()
-    print(f"swept after {time.perf_counter() - start:.0f} s", flush=True)
-    steps()
+    failures = check() if "check" in chosen.only else []
+    if "check" in chosen.only:
+        took = time.perf_counter() - start
+        print("\n".join(failures) or f"all kernels agree with plain torch ({took:.0f} s)", flush=True)
+    if "sweep" in chosen.only:
+        compile_all(chosen.workers)
+        print(f"compiled after {time.perf_counter() - start:.0f} s", flush=True)
+        sweep()
+        print(f"swept after {time.perf_counter() - start:.0f} s", flush=True)
+    if "steps" in chosen.only:
+        steps()
     return 1 if failures else 0
 
 

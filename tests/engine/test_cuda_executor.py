@@ -53,8 +53,8 @@ def make_model(**options) -> StilleForCausalLM:
 
 
 def make_executor(model, **options) -> CudaExecutor:
-    settings = dict(max_num_seqs=5, max_num_batched_tokens=256, max_model_len=400, kv_cache_tokens=1600)
-    config = EngineConfig(device=DEVICE, dtype="fp32", **(settings | options))
+    settings: dict = dict(dtype="fp32", max_num_seqs=5, max_num_batched_tokens=256, max_model_len=400)
+    config = EngineConfig(device=DEVICE, kv_cache_tokens=1600, **(settings | options))
     return CudaExecutor(model, config.resolve(model.config))
 
 

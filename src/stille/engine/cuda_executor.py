@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+PDL_ROWS = 16
+"""Most rows of a decode step for which programmatic dependent launch (Hopper and later) pays."""
+
+
 def padded_sizes(most: int) -> list[int]:
     """Row counts that decode steps are padded to: powers of two, then steps of 16, 32 and 64, and `most` itself."""
     sizes = [1, 2, 4, 8, *range(16, 65, 16), *range(96, 257, 32), *range(320, most + 64, 64)]
@@ -40,7 +44,7 @@ class CudaExecutor:
     Args:
         model: on its device, in float32, bfloat16 or float16. Its projections are fused in place.
         config: resolved.
-        pdl: programmatic dependent launch between the kernels of a decode step; None: where it is known to work.
+        pdl: programmatic dependent launch between the kernels of a decode step; None: where it pays.
 
     Raises:
         UnsupportedError: Triton is missing, or a dtype, device, head width or attention kind that has no kernels here.
@@ -65,7 +69,7 @@ class CudaExecutor:
             torch.set_float32_matmul_precision("highest")
         self._group = int(shape.num_attention_heads) // int(shape.num_key_value_heads)
         self._head_dim = int(shape.head_dim)
-        self._pdl = bool(pdl)
+        self._pdl = pdl
 
         self._sizes = padded_sizes(config.max_num_seqs)
         most = self._sizes[-1]
@@ -127,12 +131,22 @@ class CudaExecutor:
 
     def _decode_rows(self, rows: int) -> None:
         """One decode step of the inputs' first `rows`, eagerly or under capture."""
-        batch = self._inputs.batch(rows, self._pdl)
+        batch = self._inputs.batch(rows, self._early_launch(rows) if self._pdl is None else self._pdl)
         ids_B, logits_BV = self._inputs.ids_B[:rows], self._logits_BV[:rows]
         if self._fused is not None:
             self._fused.decode(ids_B, batch, logits_BV)
         else:
             logits_BV.copy_(self._through_modules(ids_B, batch))
+
+    def _early_launch(self, rows: int) -> bool:
+        """Whether kernels of a step of so many rows start before the one before has ended.
+
+        It hides launch gaps while a step is limited by them (measured on one H200: 587 to 437 us at one row, 918 to
+        846 at 16) and takes room from the running kernel when it is not (970 to 1,041 at 32).
+        """
+        return (
+            rows <= PDL_ROWS and self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) >= (9, 0)
+        )
 
     def _through_modules(self, ids_N: Tensor, batch: Batch) -> Tensor:
         from stille.engine.cuda_batch import PagedBackend

@@ -1,6 +1,6 @@
 """Tile sizes of the fused projections, by shape: the one place to change after a measurement.
 
-`benchmarks/gpu_engine.py --sweep` measures the alternatives.
+`benchmarks/gpu_kernels.py` measures the alternatives.
 """
 
 from dataclasses import dataclass
@@ -39,11 +39,28 @@ def linear_config(rows: int, columns: int, inputs: int, itemsize: int) -> Linear
         k = min(next_power_of_2(inputs), 2048)
         n = 4 if columns <= 2048 else 8 if columns <= 8192 else 16
         return LinearConfig(1, n, k, warps=4 if n * k >= 4096 else 2)
-    wide = itemsize > 2
-    if rows <= 16:
-        return LinearConfig(16, 16 if columns <= 8192 else 64, 64 if wide else 128, stages=3 if wide else 4)
+    m, n, k = _half_precision_tiles(rows, columns, inputs)
+    if itemsize > 2:  # twice the bytes: smaller tiles in fewer stages, or shared memory does not hold them
+        return LinearConfig(m, min(n, 64), 64 if k > 64 else 32, stages=3)
+    return LinearConfig(m, n, k)
+
+
+def _half_precision_tiles(rows: int, columns: int, inputs: int) -> tuple[int, int, int]:
+    """Best of the sweep at 8, 32, 64 and 256 rows of a 576-wide model on one H200."""
     if rows <= 32:
-        return LinearConfig(32, 16 if columns <= 2048 else 32 if columns <= 8192 else 128, 64, stages=3 if wide else 4)
+        if columns <= 768:
+            return 16, 16, 128
+        if columns <= 2048 or (columns <= 8192 and rows <= 16):
+            return 16, 32, 64
+        if columns <= 8192:
+            return 16, 64, 64
+        return (16 if rows <= 16 else 32), 128, 64
     if rows <= 128:
-        return LinearConfig(32, 32 if columns <= 2048 else 64, 64, stages=3 if wide else 4)
-    return LinearConfig(64, 32 if columns <= 2048 else 64 if columns <= 8192 else 128, 64, stages=2 if wide else 4)
+        if columns <= 768:
+            return 32, 16, 128
+        if columns <= 2048:
+            return 16, 32, 64
+        return 64, (32 if columns <= 8192 else 128), 64
+    if columns <= 2048:
+        return 64, 32, (128 if inputs > 1024 else 64)
+    return 64, 128, 64

@@ -151,14 +151,17 @@ class DecodeConfig:
 
 def decode_config(sequences: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> DecodeConfig:
     """A sensible cut: fill the GPU when there are few sequences, keep long ones parallel when there are many."""
-    block_t = 64 if head_dim * dtype.itemsize <= 256 else 32
-    stages = 3 if head_dim * dtype.itemsize <= 256 else 2
+    wide = head_dim * dtype.itemsize
+    block_t = 64 if wide <= 256 else 32
+    stages = 3 if wide <= 256 else 2
     programs = sequences * kv_heads
-    if programs <= 16:
+    if programs <= 8:
         return DecodeConfig(32, 1, block_t, stages=stages)
-    if programs <= 64:
-        return DecodeConfig(16, 2, block_t, stages=stages)
-    return DecodeConfig(8, 8, block_t, stages=stages)
+    if programs <= 128:
+        return DecodeConfig(32 if programs <= 32 else 4, 1, 2 * block_t if wide <= 128 else block_t, stages=stages)
+    if programs <= 512:
+        return DecodeConfig(4, 2, block_t, warps=2, stages=stages)
+    return DecodeConfig(4, 16, block_t, warps=2, stages=stages)
 
 
 class DecodeWorkspace:
