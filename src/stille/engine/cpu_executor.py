@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -74,13 +74,13 @@ def _shape(model: StilleForCausalLM, bits: int) -> DecoderShape:
     from stille.model.ffn import DenseFFN
 
     c = model.config
-    for number, layer in enumerate(model.model.layers):
+    layers: list[Any] = list(model.model.layers)
+    for number, layer in enumerate(layers):
         if type(layer.self_attn) is not Attention or type(layer.mlp) is not DenseFFN:
             kinds = f"{type(layer.self_attn).__name__} and {type(layer.mlp).__name__}"
             raise UnsupportedError(
                 f"layer {number} is made of {kinds}; the CPU kernels run full attention and dense FFN"
             )
-    scale = float(model.model.layers[0].self_attn.scale)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     return DecoderShape(
         layers=c.num_hidden_layers,
         hidden=c.hidden_size,
@@ -90,7 +90,7 @@ def _shape(model: StilleForCausalLM, bits: int) -> DecoderShape:
         head_dim=c.head_dim,
         vocab=c.vocab_size,
         eps=c.rms_norm_eps,
-        scale=scale,
+        scale=float(layers[0].self_attn.scale),
         bits=bits,
     )
 
@@ -106,7 +106,7 @@ def _load(decoder: CpuDecoder, model: StilleForCausalLM, cos_TD: Tensor, sin_TD:
     _free(model)
 
 
-def _tensors(layer: Module) -> LayerTensors:
+def _tensors(layer: Any) -> LayerTensors:
     from stille.kernels.cpu import LayerTensors
 
     a, f = layer.self_attn, layer.mlp

@@ -16,14 +16,17 @@ import functools
 import hashlib
 import logging
 from pathlib import Path
+from typing import Any
 
 import llvmlite.binding as llvm
 import numba
 from llvmlite import ir
-from numba import njit, types
+from numba import njit as _njit
+from numba import types
 from numba.core import cgutils
 from numba.core.datamodel import models
-from numba.extending import NativeValue, intrinsic, register_model, typeof_impl, unbox
+from numba.extending import NativeValue, register_model, typeof_impl, unbox
+from numba.extending import intrinsic as _intrinsic
 
 from stille.errors import ConfigError, UnsupportedError
 
@@ -120,7 +123,11 @@ def _unbox_target(typ, obj, c):
     return NativeValue(c.context.get_dummy_value())
 
 
-inner = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+# numba's decorators, untyped: they change signatures and take options in ways that type checkers cannot see.
+intrinsic: Any = _intrinsic
+njit: Any = _njit
+
+inner: Any = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 """Decorator of functions that only kernels call: no wrappers, no checks for division by zero."""
 
 
@@ -335,7 +342,7 @@ def _operation(result, *args):
     """Decorator: make a numba intrinsic `args -> result` of an emitter `(builder, *values) -> value or None`."""
     signature = result(*args)
 
-    def wrap(emit):
+    def wrap(emit) -> Any:
         def codegen(context, builder, _, values):
             value = emit(builder, *values)
             return context.get_dummy_value() if value is None else value

@@ -11,10 +11,10 @@ they would take most of the compile time.
 """
 
 import functools
+from typing import Any, cast
 
 from llvmlite import ir
 from numba import cfunc, typeof, types
-from numba.extending import intrinsic
 
 from stille.kernels.cpu.formats import (
     INT4_GROUP_BYTES,
@@ -36,6 +36,7 @@ from stille.kernels.cpu.simd import (
     emit_load,
     emit_store,
     fma,
+    intrinsic,
     offset,
     splat,
 )
@@ -258,14 +259,12 @@ def _attend_rows(target, rows, columns, a, a_stride, depth, b, b_stride, alpha, 
 
 
 @functools.cache
-def kernels(isa: str, kv: str):
+def kernels(isa: str, kv: str) -> tuple[Any, Any]:
     """The compiled pair (matmul_rows, attend_rows) of a target; `.address` is what `call_kernel` takes."""
     signature = types.void(typeof(Target(isa, kv)), *(types.int64,) * 10)
-    compiled = functools.partial(cfunc, signature, nopython=True, error_model="numpy")
-    return tuple(
-        cached(lambda cache, function=function: compiled(cache=cache)(function))
-        for function in (_matmul_rows, _attend_rows)
-    )
+    compiled = functools.partial(cast(Any, cfunc), signature, nopython=True, error_model="numpy")
+    matmul = cached(lambda cache: compiled(cache=cache)(_matmul_rows))
+    return matmul, cached(lambda cache: compiled(cache=cache)(_attend_rows))
 
 
 @intrinsic
