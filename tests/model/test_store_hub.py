@@ -123,8 +123,9 @@ def test_a_repository_is_fetched_and_loads(server, files, make_checkpoint, ids):
     assert fetched == {name for name in files if name.endswith((".json", ".safetensors")) and "/" not in name}
     model = build_model(folder_config(folder), SafetensorsFolder(folder))
     torch.testing.assert_close(model(ids).logits, make_checkpoint("llama")(ids).logits, rtol=1e-4, atol=1e-5)
-    assert seen
-    assert all(done >= 0 for done, _ in seen)
+    total = sum(len(files[name]) for name in fetched)
+    assert seen[-1] == (total, total)
+    assert seen == sorted(seen)
 
     server.repositories.clear()  # from now on the copy in the cache has to do
     assert resolve("org/tiny", offline=True) == folder

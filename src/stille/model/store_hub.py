@@ -94,19 +94,24 @@ def _first_line(reason: object) -> str:
 
 
 def _bar_class(progress: Progress | None) -> type:
-    """huggingface_hub draws its own bars; this one draws nothing and tells the bytes to the callback."""
+    """huggingface_hub draws its own bars; this one draws nothing and tells the bytes to the callback.
+
+    Versions differ in how many bars count the same bytes (received, written); the one that is furthest is told.
+    """
+    furthest = [0]
 
     class Bar(tqdm):
         def __init__(self, *args: Any, **kwargs: Any):
             self.counts_bytes = kwargs.get("unit") == "B"
+            self.done = int(kwargs.get("initial") or 0)
             kwargs.pop("name", None)
             super().__init__(*args, **{**kwargs, "disable": True})
-            self.done = int(kwargs.get("initial") or 0)
 
         def update(self, n: float | None = 1) -> bool | None:
             self.done += int(n or 0)
-            if progress is not None and self.counts_bytes:
-                progress(self.done, int(self.total or self.done))
+            if progress is not None and self.counts_bytes and self.done > furthest[0]:
+                furthest[0] = self.done
+                progress(self.done, max(int(self.total or 0), self.done))
             return None
 
     return Bar
