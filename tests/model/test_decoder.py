@@ -142,8 +142,11 @@ def test_embeddings_in_place_of_ids(tiny_model, ids):
 
 
 def test_tuple_output(tiny_model, ids):
-    logits = tiny_model(ids, return_dict=False, use_cache=False)[0]
-    assert torch.equal(logits, tiny_model(ids).logits)
+    logits, hidden = tiny_model(ids).logits, tiny_model.model(ids).last_hidden_state
+    assert torch.equal(tiny_model(ids, return_dict=False, use_cache=False)[0], logits)
+    tiny_model.config.return_dict = False
+    assert torch.equal(tiny_model(ids)[0], logits)
+    assert torch.equal(tiny_model.model(ids)[0], hidden)
 
 
 def test_loss_is_the_mean_over_counted_next_tokens(tiny_model, ids):

@@ -20,6 +20,7 @@ from transformers.generation.utils import GenerationMixin
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils.generic import can_return_tuple
 
 from stille.model.attention import ATTENTION_KINDS, Attend, AttentionBackend
 from stille.model.config import StilleConfig
@@ -114,6 +115,7 @@ class StilleModel(StillePreTrainedModel):
             x = layer(x, cos, sin, attend)
         return x
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -124,7 +126,6 @@ class StilleModel(StillePreTrainedModel):
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """transformers' interface; see `StilleForCausalLM.forward` for the arguments.
@@ -205,6 +206,7 @@ class StilleForCausalLM(StillePreTrainedModel, GenerationMixin):
         """
         return self.lm_head(hidden_SC)
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -216,10 +218,9 @@ class StilleForCausalLM(StillePreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+    ) -> CausalLMOutputWithPast:
         """transformers' interface.
 
         Args:
@@ -231,9 +232,8 @@ class StilleForCausalLM(StillePreTrainedModel, GenerationMixin):
                 (or the sum divided by `num_items_in_batch`, if given).
             use_cache: return a cache; default: the configuration's choice outside training.
             output_attentions, output_hidden_states: return these of every layer.
-            return_dict: False: a tuple.
             logits_to_keep: compute logits of the last so many tokens, or of these indices; 0: all.
-            **kwargs: for the loss and the attention function.
+            **kwargs: for the attention function. `return_dict=False` makes the result a tuple.
 
         Returns:
             logits [B, T, V] in the model's dtype, and what was asked for.
@@ -248,6 +248,7 @@ class StilleForCausalLM(StillePreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
+            return_dict=True,
             **kwargs,
         )
         hidden = out.last_hidden_state
@@ -259,12 +260,10 @@ class StilleForCausalLM(StillePreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, self.config.vocab_size, num_items_in_batch=num_items_in_batch)
-        result = CausalLMOutputWithPast(
+        return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
             past_key_values=out.past_key_values,
             hidden_states=out.hidden_states,
             attentions=out.attentions,
         )
-        use_dict = self.config.return_dict if return_dict is None else return_dict
-        return result if use_dict else result.to_tuple()

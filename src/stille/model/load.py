@@ -78,7 +78,7 @@ def load_model(
         config, tensors = folder_config(path), SafetensorsFolder(path)
     else:
         config, tensors, _ = open_gguf(path)
-    with _bar("loading weights", "tensor", progress) as update:
+    with _Bar("loading weights", "tensor", progress) as update:
         model = build_model(config, tensors, dtype, device, update)
     tokenizer = load_tokenizer(path)
     ends = end_token_ids(path, model.config, tokenizer)
@@ -96,7 +96,7 @@ def load_config(source: str | Path, *, progress: bool = True) -> StilleConfig:
 
 def fetch(source: str | Path, progress: bool) -> Path:
     """`store.resolve` with a progress bar on a terminal."""
-    with _bar(f"fetching {source}", "B", progress) as update:
+    with _Bar(f"fetching {source}", "B", progress) as update:
         return resolve(source, progress=update)
 
 
@@ -154,7 +154,7 @@ def _translate(theirs: Any, **flags: Any) -> StilleConfig:
     return StilleConfig(**values, **flags)
 
 
-class _bar:
+class _Bar:
     """A progress bar as a context manager; its value is the callback `(done, total)`."""
 
     def __init__(self, title: str, unit: str, shown: bool):
