@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -95,10 +96,10 @@ def draw(logits_RV: Tensor, params: RandomRows, uniform_R: Tensor) -> Tensor:
     Returns:
         int64[R].
     """
-    scaled = logits_RV / params.temperature[:, None]
+    # Masks are products: on CPU, torch's `where` and `masked_fill` cost three times as much.
+    probs = torch.softmax(logits_RV / params.temperature[:, None], dim=-1)
     if params.top_k is not None:
-        scaled = scaled.masked_fill(scaled < _kth_largest(scaled, params.top_k, params.max_top_k)[:, None], -torch.inf)
-    probs = torch.softmax(scaled, dim=-1)
+        probs = probs * (probs >= _kth_largest(probs, params.top_k, params.max_top_k)[:, None])
     least = None
     if params.top_p is not None:
         least = nucleus_threshold(probs, params.top_p)
@@ -106,46 +107,48 @@ def draw(logits_RV: Tensor, params: RandomRows, uniform_R: Tensor) -> Tensor:
         floor = params.min_p * probs.amax(dim=-1)
         least = floor if least is None else torch.maximum(least, floor)
     if least is not None:
-        probs = probs.masked_fill(probs < least[:, None], 0.0)
+        probs = probs * (probs >= least[:, None])
     return invert_cdf(probs, uniform_R)
 
 
-def _kth_largest(values_RV: Tensor, k_R: Tensor, largest_k: int) -> Tensor:
-    """The k-th largest value of each row; -inf where k is not below V. Tokens that tie with it are kept."""
-    width = values_RV.shape[-1]
-    top = values_RV.topk(min(largest_k, width), dim=-1).values
+def _kth_largest(probs_RV: Tensor, k_R: Tensor, largest_k: int) -> Tensor:
+    """The k-th largest probability of each row; 0 where k is not below V. Tokens that tie with it are kept."""
+    width = probs_RV.shape[-1]
+    top = probs_RV.topk(min(largest_k, width), dim=-1).values
     kth = top.gather(1, (k_R.clamp(max=top.shape[1]) - 1)[:, None])[:, 0]
-    return torch.where(k_R < width, kth, -torch.inf)
+    return torch.where(k_R < width, kth, 0.0)
 
 
 def nucleus_threshold(probs_RV: Tensor, top_p_R: Tensor) -> Tensor:
-    """Least probability in the smallest set of likeliest tokens that reaches top_p; 0 where top_p is 1.
+    """Least probability in the smallest set of likeliest tokens that reaches top_p of the row's sum; 0 for top_p 1.
 
     Keeping what is at least this likely keeps that set, and all tokens that tie with its last.
     """
+    sum_R = probs_RV.sum(dim=-1)
     if probs_RV.device.type == "cpu":
-        least = torch.stack([_nucleus_of_row(p, float(q)) for p, q in zip(probs_RV, top_p_R, strict=True)])
+        rows = zip(probs_RV.numpy(), sum_R.tolist(), top_p_R.tolist(), strict=True)
+        least = torch.tensor([_nucleus_of_row(probs_V, total, top_p) for probs_V, total, top_p in rows])
     else:
-        least = nucleus_by_sorting(probs_RV, top_p_R)
+        least = nucleus_by_sorting(probs_RV, top_p_R * sum_R)
     return torch.where(top_p_R < 1, least, 0.0)
 
 
-def nucleus_by_sorting(probs_RV: Tensor, top_p_R: Tensor) -> Tensor:
+def nucleus_by_sorting(probs_RV: Tensor, mass_R: Tensor) -> Tensor:
     """On accelerators: all rows at once, and nothing that depends on the values has to be known on the host."""
     ordered = probs_RV.sort(dim=-1, descending=True).values
-    last = (ordered.cumsum(dim=-1) < top_p_R[:, None]).sum(dim=-1, keepdim=True)
+    last = (ordered.cumsum(dim=-1) < mass_R[:, None]).sum(dim=-1, keepdim=True)
     return ordered.gather(1, last.clamp_(max=probs_RV.shape[-1] - 1))[:, 0]
 
 
-def _nucleus_of_row(probs_V: Tensor, top_p: float) -> Tensor:
-    """On CPU, where sorting a vocabulary costs milliseconds and a data-dependent shape costs nothing.
+def _nucleus_of_row(probs_V: np.ndarray, total: float, top_p: float) -> np.float32:
+    """On CPU, where a data-dependent shape costs nothing and numpy sorts faster than torch.
 
-    Tokens less likely than (1 - top_p) / V weigh less than 1 - top_p together, so the set is complete without them;
-    half of that leaves room for rounding.
+    Tokens less likely than (1 - top_p) total / V weigh less than (1 - top_p) total together, so the set is complete
+    without them; half of that leaves room for rounding.
     """
-    likely = probs_V[probs_V >= 0.5 * (1.0 - top_p) / len(probs_V)]
-    ordered = likely.sort(descending=True).values
-    last = int((ordered.cumsum(0) < top_p).sum())
+    likely = probs_V.take(np.flatnonzero(probs_V >= 0.5 * (1.0 - top_p) * total / len(probs_V)))
+    ordered = np.sort(likely)[::-1]
+    last = np.searchsorted(np.cumsum(ordered), top_p * total)
     return ordered[min(last, len(ordered) - 1)]
 
 
