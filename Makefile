@@ -17,10 +17,10 @@ help: ## Show this list
 	@echo "  make test ARGS='tests/engine -x', make serve ARGS='--dtype fp32')"
 
 serve: env-serve ## Serve the default model at http://HOST:PORT/v1
-	@$(BIN)/stille serve --host $(HOST) --port $(PORT) $(ARGS)
+	@exec $(BIN)/stille serve --host $(HOST) --port $(PORT) $(ARGS)
 
 test: env-dev ## Run the test suite
-	@$(BIN)/python -m pytest $(ARGS)
+	@exec $(BIN)/python -m pytest $(ARGS)
 
 check: env-dev ## Lint, formatting, types, and the direction of imports
 	@$(BIN)/ruff check .
@@ -33,7 +33,7 @@ format: env-dev ## Rewrite the sources as `make check` wants them
 	@$(BIN)/ruff format .
 
 bench: env-dev ## Measure what this machine can measure, and print the tables
-	@$(BIN)/python benchmarks/run.py $(ARGS)
+	@exec $(BIN)/python benchmarks/run.py $(ARGS)
 
 docs-tables: env-dev ## Rewrite the tables in README and docs from benchmarks/results
 	@$(BIN)/python -m stille.ledger tables

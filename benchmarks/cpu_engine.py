@@ -10,6 +10,7 @@ read the same text: if our perplexity is not that of a sound 4-bit model, nothin
 """
 
 import argparse
+import logging
 import math
 import statistics
 import sys
@@ -86,6 +87,7 @@ def find_gguf(model: str) -> Path:
 
 def read_text(gguf: Path, length: int) -> list[int]:
     """English prose and code that every Python brings: its own language reference."""
+    logging.getLogger("transformers").setLevel(logging.ERROR)  # it warns that the text is longer than the context
     text = "\n\n".join(topics[name] for name in sorted(topics, key=lambda name: (-len(topics[name]), name))[:24])
     ids = load_tokenizer(gguf)(text)["input_ids"]
     if len(ids) < length:

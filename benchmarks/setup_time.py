@@ -9,7 +9,6 @@ wherever pip is configured to find them. What is committed is measured: uncommit
 import argparse
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -92,7 +91,7 @@ def time_to_first_answer(clone: Path, env: dict[str, str]) -> float:
         seconds = time.perf_counter() - started
     finally:
         if server.poll() is None:
-            os.killpg(server.pid, signal.SIGTERM)
+            server.terminate()  # make passes it on, and waits
             server.wait(60)
     if "Tokyo" not in answer:
         raise SystemExit(f"the first answer is not about Tokyo: {answer!r}; nothing is recorded")
