@@ -38,6 +38,12 @@ def test_the_fast_path_is_taken_where_it_applies(tokenizer, sentencepiece_like):
     assert not Detokenizer(sentencepiece_like).byte_level
 
 
+def test_ids_that_the_tokenizer_lacks_are_nothing_even_inside_a_character(sentencepiece_like):
+    detokenizer = Detokenizer(sentencepiece_like)
+    first, second = sentencepiece_like.convert_tokens_to_ids(["<0xC5>", "<0x83>"])
+    assert "".join(in_pieces(detokenizer, [first, 10_000, second])) == "\u0143"
+
+
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_pieces_join_to_the_whole_for_any_tokens(any_tokenizer, data):

@@ -51,6 +51,7 @@ class Detokenizer:
             self.special_ids = frozenset(tokenizer.all_special_ids)
         self.byte_level = backend is not None and _is_byte_level(backend.decoder)
         vocab: dict[str, int] = tokenizer.get_vocab()
+        self.known_ids = frozenset(vocab.values())  # a model's vocabulary may be padded beyond the tokenizer's
         self.byte_ids = frozenset() if self.byte_level else frozenset(i for t, i in vocab.items() if _is_byte(t))
         self._alphabet = _byte_alphabet()
         self._bytes: dict[int, bytes] = {}
@@ -137,7 +138,7 @@ class _WindowPieces:
         self._read = len(context)
 
     def push(self, token_id: int) -> str:
-        if token_id in self._shared.special_ids:
+        if token_id in self._shared.special_ids or token_id not in self._shared.known_ids:
             return ""
         self._ids.append(token_id)
         return "" if token_id in self._shared.byte_ids else self._advance(final=False)
