@@ -43,4 +43,5 @@ def fetch(name: str, *, offline: bool = False, quiet: bool = False) -> Path:
     try:
         return store.resolve(name, offline=offline, progress=update)
     finally:
-        progress.stop()
+        if progress.live.is_started:  # stopping what was not started prints an empty line
+            progress.stop()

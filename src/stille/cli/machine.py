@@ -59,7 +59,7 @@ def report() -> dict[str, Any]:
         "hardware": hardware,
         "software": software,
         "caches": caches,
-        "findings": _findings(hardware, software, caches),
+        "findings": findings(hardware, software, caches),
     }
 
 
@@ -172,13 +172,15 @@ def _default_model() -> str | None:
     from stille.errors import StilleError
     from stille.model import store
 
+    if not (store.stille_home() / "models" / DEFAULT_MODEL).is_dir():
+        return None  # without asking the store, which would make the folder
     try:
         return str(store.resolve(DEFAULT_MODEL, offline=True))
     except StilleError:
         return None
 
 
-def _findings(hardware: dict[str, Any], software: dict[str, Any], caches: dict[str, Any]) -> list[dict[str, str]]:
+def findings(hardware: dict[str, Any], software: dict[str, Any], caches: dict[str, Any]) -> list[dict[str, str]]:
     found: list[dict[str, str]] = []
 
     def add(level: str, text: str, fix: str = "") -> None:

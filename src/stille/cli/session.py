@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import threading
 from collections.abc import Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,15 +29,13 @@ class Session:
     def __init__(self, engine: AsyncLLM, loop: asyncio.AbstractEventLoop):
         self.engine = engine
         self.loop = loop
+        self._interrupted = False
+        self._task: asyncio.Task | None = None
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine to its end."""
-        task = self.loop.create_task(work)
-        with _interrupt_cancels(self.loop, task):
-            try:
-                return self.loop.run_until_complete(task)
-            except asyncio.CancelledError:
-                raise KeyboardInterrupt from None
+        with self._interruptible():
+            return self._run(work)
 
     def stream(self, prompt: list[int], params: SamplingParams) -> Iterator[OutputDelta]:
         """The deltas of one request. Leaving the loop early, or Ctrl-C, aborts the request."""
@@ -44,12 +43,43 @@ class Session:
         async def begin() -> RequestStream:
             return self.engine.generate(prompt, params)
 
-        stream = self.run(begin())
+        with self._interruptible():
+            stream = self._run(begin())
+            try:
+                while (delta := self._run(_next(stream))) is not None:
+                    yield delta
+            finally:
+                self.loop.run_until_complete(stream.aclose())
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        self._task = self.loop.create_task(work)
+        if self._interrupted:
+            self._task.cancel()
         try:
-            while (delta := self.run(_next(stream))) is not None:
-                yield delta
+            return self.loop.run_until_complete(self._task)
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
         finally:
-            self.loop.run_until_complete(stream.aclose())
+            self._task = None
+
+    @contextlib.contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """SIGINT cancels the running task, or the next one if it comes between two."""
+
+        def on_interrupt(*_: object) -> None:
+            self._interrupted = True
+            if self._task is not None:
+                self.loop.call_soon_threadsafe(self._task.cancel)
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self._interrupted = False
+        previous = signal.signal(signal.SIGINT, on_interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, previous)
 
 
 async def _next(stream: RequestStream) -> OutputDelta | None:
@@ -73,16 +103,3 @@ def open_session(config: EngineConfig, *, quiet: bool = False) -> Iterator[Sessi
             loop.run_until_complete(engine.close())
     finally:
         loop.close()
-
-
-@contextlib.contextmanager
-def _interrupt_cancels(loop: asyncio.AbstractEventLoop, task: asyncio.Task) -> Iterator[None]:
-    try:
-        loop.add_signal_handler(signal.SIGINT, task.cancel)
-    except (NotImplementedError, RuntimeError, ValueError):  # Windows; not the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        loop.remove_signal_handler(signal.SIGINT)
