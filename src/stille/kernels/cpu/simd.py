@@ -202,6 +202,13 @@ def halves(builder, v):
     return builder.shuffle_vector(v, undef, mask(0)), builder.shuffle_vector(v, undef, mask(n // 2))
 
 
+def prefetch(builder, address):
+    """Start loading the cache line of an address, which need not be mapped."""
+    kind = ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), _I32, _I32, _I32])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(function, [pointer(builder, address, _I8), _I32(0), _I32(3), _I32(1)])
+
+
 def reduce(builder, v, combine):
     """Tree reduction in a fixed order, so every caller gets the same bits."""
     while v.type.count > 1:

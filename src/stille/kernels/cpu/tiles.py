@@ -38,18 +38,23 @@ from stille.kernels.cpu.simd import (
     fma,
     intrinsic,
     offset,
+    prefetch,
     splat,
 )
 
 _I8, _I16, _I32, _I64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _F32 = ir.FloatType()
 _V_F32, _V_I32 = ir.VectorType(_F32, LANES), ir.VectorType(_I32, LANES)
+_PREFETCH_BYTES = 4096  # how far ahead weights are requested: past the page where the hardware's own prefetch ends
+
 _V_BYTES, _V_I16 = ir.VectorType(_I8, 4 * LANES), ir.VectorType(_I16, LANES)
 
 
 def _int4_group(builder, isa, weights, group, x_rows, sums):
     """One group of 32 inputs of 4-bit weights, value = scale * q + minimum; see formats.pack_int4."""
     base = builder.add(weights, builder.mul(group, _I64(INT4_GROUP_BYTES)))
+    for line in range(0, INT4_GROUP_BYTES, 64):
+        prefetch(builder, offset(builder, base, _PREFETCH_BYTES + line))
     for j in range(4):
         both = emit_load(builder, offset(builder, base, 64 * j), _V_BYTES, 64)
         low = builder.and_(both, const_int(_I8, 15, 64))
@@ -66,6 +71,8 @@ def _int4_group(builder, isa, weights, group, x_rows, sums):
 def _int8_group(builder, isa, weights, group, groups, x_rows, sums):
     """One group of 32 inputs of 8-bit weights, value = scale * (u - 128); see formats.pack_int8."""
     base = builder.add(weights, builder.mul(group, _I64(INT8_DATA_BYTES)))
+    for line in range(0, INT8_DATA_BYTES, 64):
+        prefetch(builder, offset(builder, base, _PREFETCH_BYTES + line))
     for quad in range(8):
         part = emit_load(builder, offset(builder, base, 64 * quad), _V_BYTES, 32)
         for r, x in enumerate(x_rows):
