@@ -23,6 +23,7 @@ from stille.kernels.cpu.simd import (
     max_lanes,
     mul,
     mul_add,
+    prefetch_span,
     store,
     store_f32,
     sub,
@@ -132,11 +133,15 @@ def attend_item(target, job, layer, item, scratch):
             page = load_i32(pages + 4 * number)
             shift = (page * kv_heads + kv_head) * dim * J.PAGE * size
             keys, values = field(layer, J.KEYS) + shift, field(layer, J.VALUES) + shift
+            prefetch_span(values, dim * J.PAGE * size)
             call_kernel(kernel, vectors, J.PAGE, q, 4 * dim, dim, keys, J.PAGE * size, zeros, scores, 4 * J.PAGE)
             for r in range(rows):
                 limit = position + r + 1 - number * J.PAGE
                 for v in range(r * group, (r + 1) * group):
                     _softmax_page(scores + 4 * J.PAGE * v, limit, pieces + record_bytes * v, alpha + 4 * v)
+            if (number + 1) * J.PAGE < end:
+                following = load_i32(pages + 4 * number + 4) * kv_heads + kv_head
+                prefetch_span(field(layer, J.KEYS) + following * dim * J.PAGE * size, dim * J.PAGE * size)
             depth = min(J.PAGE, end - number * J.PAGE)
             call_kernel(
                 kernel, vectors, dim, scores, 4 * J.PAGE, depth, values, dim * size, alpha, pieces + 64, record_bytes

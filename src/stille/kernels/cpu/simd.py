@@ -396,6 +396,17 @@ def store(builder, address, v):
     emit_store(builder, v, address)
 
 
+@_operation(types.void, types.int64, types.int64)
+def prefetch_span(builder, address, size):
+    """Start loading `size` bytes, a multiple of 64."""
+
+    def body(line, _):
+        prefetch(builder, builder.add(address, builder.shl(line, _I64(6))))
+        return []
+
+    carry_loop(builder, builder.lshr(size, _I64(6)), [], body)
+
+
 @_operation(F32x16, types.float32)
 def broadcast(builder, scalar):
     return splat(builder, scalar)
