@@ -291,8 +291,8 @@ def describe(
             len(tally.failures),
             "failures",
             "Errors, hangs, wrong answers and leaked pages under load. "
-            f"{tally.finished} answers finished, {tally.known} of them known beforehand and equal; {tally.aborted} cut off "
-            f"by their clients; {after['stille_preemptions_total']:.0f} preemptions.",
+            f"{tally.finished} answers finished, {tally.known} of them known beforehand and equal; {tally.aborted} cut "
+            f"off by their clients; {after['stille_preemptions_total']:.0f} preemptions.",
             goal="value <= 0",
         ),
         record(".throughput", generated / elapsed, "tok/s", "Generated tokens per second of all clients together."),

@@ -6,7 +6,9 @@ import sys
 import pytest
 
 from stille import __version__
+from stille.cli import main
 from stille.cli.options import DEFAULT_MODEL
+from stille.errors import ModelNotFoundError
 from stille.model import store
 
 COMMANDS = ["serve", "chat", "generate", "pull", "bench", "doctor"]
@@ -65,14 +67,17 @@ def test_an_error_is_one_clear_line_and_status_2(stille_here, arguments, mention
     assert mentions in lines[0]
 
 
-def test_a_process_ends_with_the_error_and_debug_shows_its_traceback(stille):
+def test_a_process_ends_with_the_error(stille):
     run = stille("pull", "no-such-model")
     assert (run.returncode, run.stdout) == (2, "")
     assert run.stderr.startswith("error: there is no model 'no-such-model'")
-    run = stille("pull", "no-such-model", "--debug")
-    assert run.returncode == 1
-    assert "Traceback" in run.stderr
-    assert "ModelNotFoundError" in run.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "pull", "no-such-model"], ["pull", "no-such-model", "--debug"]])
+def test_debug_lets_the_exception_through(monkeypatch, arguments):
+    monkeypatch.setattr(sys, "argv", ["stille", *arguments])
+    with pytest.raises(ModelNotFoundError):
+        main()
 
 
 @pytest.mark.parametrize(
