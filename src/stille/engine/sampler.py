@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 _CDF_BLOCK = 256
-_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
-_MIX1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
-_MIX2 = -7723592293110705685  # 0x94D049BB133111EB
+_BELOW_ONE = 1.0 - 2.0**-22  # keeps a target strictly below a sum of which it is a share, whatever rounding does
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(slots=True)
@@ -26,15 +25,12 @@ class RandomRows:
 
     Attributes:
         rows: int64, which rows of the batch these are; None = all.
-        seed, slot: int64[R].
         temperature: float32[R], above 0.
         top_k: int64[R], 1 .. V; `max_top_k` is the largest below V.
         top_p, min_p: float32[R].
     """
 
     rows: Tensor | None
-    seed: Tensor
-    slot: Tensor
     temperature: Tensor
     top_k: Tensor | None
     max_top_k: int
@@ -42,24 +38,23 @@ class RandomRows:
     min_p: Tensor | None
 
 
-def uniform(seed_R: Tensor, index_R: Tensor) -> Tensor:
-    """float32 in [0, 1) with 24 bits, a function of (seed, index) alone; the same numbers on every device.
+def uniform(seed_R: np.ndarray, index_R: np.ndarray) -> np.ndarray:
+    """float32 in [0, 1) with 24 bits, a function of (seed, index) alone.
 
-    Two rounds of the SplitMix64 finaliser (Steele, Lea, Flood 2014) in int64 arithmetic that wraps.
+    Two rounds of the SplitMix64 finaliser (Steele, Lea, Flood 2014). Computed on the host, which knows how many tokens
+    it has asked for: one small transfer instead of twenty launches, and the same numbers on every device.
+
+    Args:
+        seed_R, index_R: int64.
     """
-    x = _mix(_mix(seed_R + _GOLDEN) ^ (index_R * _GOLDEN))
-    return _shift_right(x, 40).to(torch.float32) * 2.0**-24
+    x = _mix(_mix(seed_R.astype(np.uint64) + _GOLDEN) ^ (index_R.astype(np.uint64) * _GOLDEN))
+    return (x >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
 
 
-def _mix(x: Tensor) -> Tensor:
-    x = (x ^ _shift_right(x, 30)) * _MIX1
-    x = (x ^ _shift_right(x, 27)) * _MIX2
-    return x ^ _shift_right(x, 31)
-
-
-def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Logical shift: the sign bit does not spread."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+def _mix(x: np.ndarray) -> np.ndarray:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
 def penalize(
@@ -165,19 +160,22 @@ def invert_cdf(probs_RV: Tensor, uniform_R: Tensor) -> Tensor:
     if width % _CDF_BLOCK:
         probs_RV = torch.nn.functional.pad(probs_RV, (0, _CDF_BLOCK - width % _CDF_BLOCK))
     blocks = probs_RV.unflatten(-1, (-1, _CDF_BLOCK))
-    sums = blocks.sum(dim=-1).cumsum(dim=-1)
-    target = uniform_R * sums[:, -1]
-    block = _first_above(sums, target)
-    before = torch.where(block > 0, sums.gather(1, (block - 1).clamp(min=0)[:, None])[:, 0], 0.0)
-    inside = blocks[torch.arange(len(block), device=block.device), block].cumsum(dim=-1)
-    return block * _CDF_BLOCK + _first_above(inside, target - before)
+    block, share = _locate(blocks.sum(dim=-1), uniform_R[:, None])
+    inside = blocks.gather(1, block[:, :, None].expand(-1, 1, _CDF_BLOCK))[:, 0]
+    token, _ = _locate(inside, share)
+    return (block * _CDF_BLOCK + token)[:, 0]
 
 
-def _first_above(sums_RK: Tensor, target_R: Tensor) -> Tensor:
-    """First column whose running sum exceeds the target; rounding may have put the target at the end or beyond it."""
-    below_end = torch.nextafter(sums_RK[:, -1], torch.zeros_like(target_R))
-    target = torch.minimum(target_R, below_end).clamp(min=0.0)
-    return torch.searchsorted(sums_RK, target[:, None], right=True)[:, 0]
+def _locate(weights_RK: Tensor, share_R1: Tensor) -> tuple[Tensor, Tensor]:
+    """The column in which a share (0 .. 1) of the row's sum falls, and how much of that column lies before it.
+
+    Never a column of weight 0: the running sum must rise there above the target.
+    """
+    sums = torch.nn.functional.pad(weights_RK.cumsum(dim=-1), (1, 0))
+    target = share_R1 * _BELOW_ONE * sums[:, -1:]
+    after = torch.searchsorted(sums, target, right=True).clamp_(max=weights_RK.shape[-1])  # beyond it only for NaN
+    before = sums.gather(1, after - 1)
+    return after - 1, (target - before) / (sums.gather(1, after) - before)
 
 
 def log_probabilities(logits_RV: Tensor, tokens_R: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:

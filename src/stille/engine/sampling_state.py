@@ -1,8 +1,8 @@
 """What sampling must remember between steps, by slot.
 
 Parameters live on the host; what a batch needs of them is sent to the device when the batch's composition changes and
-kept while it stays the same. What each step changes (last token, index of the next one, token counts for penalties)
-lives on the device and is never read back.
+kept while it stays the same. The last token and the token counts for penalties live on the device and are never read
+back; how many tokens a slot has been asked for is known on the host, which draws the random numbers.
 """
 
 from __future__ import annotations
@@ -53,12 +53,13 @@ class SampledRows:
 
     Attributes:
         rows: int64, rows of the step's logits that are sampled; None = all.
-        slots: int64[R].
+        slots, host_slots: int64[R], on the device and on the host.
         top_logprobs: alternatives wanted at most.
     """
 
     rows: Tensor | None
     slots: Tensor
+    host_slots: np.ndarray
     random: RandomRows | None
     penalties: Penalties | None
     bias: Bias | None
@@ -72,7 +73,7 @@ class SamplingState:
         self.device = device
         self.vocab_size = vocab_size
         self.last_token = torch.zeros(max_seqs, dtype=torch.int64, device=device)
-        self.next_index = torch.zeros(max_seqs, dtype=torch.int64, device=device)
+        self.next_index = np.zeros(max_seqs, np.int64)  # of the next token to be launched, in its answer
         self._params: list[SamplingParams] = [SamplingParams()] * max_seqs
         self._seed = np.zeros(max_seqs, np.int64)
         self._temperature = np.zeros(max_seqs, np.float32)
@@ -98,7 +99,7 @@ class SamplingState:
         self._penalized[slot] = params.uses_penalties
         self._biased[slot] = bool(params.logit_bias)
         self._logprobs[slot] = -1 if params.logprobs is None else params.logprobs
-        self.next_index[slot : slot + 1].fill_(len(output_ids))
+        self.next_index[slot] = len(output_ids)
         self._batch_key = None
         if self._table_row[slot] >= 0:
             self._free_rows.append(int(self._table_row[slot]))
@@ -134,7 +135,7 @@ class SamplingState:
         if rows.bias is not None:
             bias = rows.bias
             logits = logits.index_put((bias.rows, bias.tokens), bias.values, accumulate=True)
-        tokens = self._choose(logits, rows.random)
+        tokens = self._choose(logits, rows)
         self.last_token.index_copy_(0, rows.slots, tokens)
         if rows.penalties is not None:
             table, chosen = rows.penalties.table, tokens
@@ -145,16 +146,17 @@ class SamplingState:
             return tokens, None
         return tokens, sampler.log_probabilities(raw, tokens, rows.top_logprobs)
 
-    def _choose(self, logits_RV: Tensor, random: RandomRows | None) -> Tensor:
+    def _choose(self, logits_RV: Tensor, rows: SampledRows) -> Tensor:
+        index = self.next_index[rows.host_slots]
+        self.next_index[rows.host_slots] += 1
+        random = rows.random
         if random is None:
             return logits_RV.argmax(dim=-1)
-        drawn_logits = logits_RV if random.rows is None else logits_RV.index_select(0, random.rows)
-        index = self.next_index.index_select(0, random.slot)
-        uniform = sampler.uniform(random.seed, index)
-        self.next_index.index_copy_(0, random.slot, index + 1)
-        drawn = sampler.draw(drawn_logits, random, uniform)
+        uniform = sampler.uniform(self._seed[rows.host_slots], index)
         if random.rows is None:
-            return drawn
+            return sampler.draw(logits_RV, random, self._send(uniform))
+        drawn_logits = logits_RV.index_select(0, random.rows)
+        drawn = sampler.draw(drawn_logits, random, self._send(uniform).index_select(0, random.rows))
         return logits_RV.argmax(dim=-1).index_copy_(0, random.rows, drawn)
 
     def _penalize(self, logits_RV: Tensor, penalties: Penalties) -> Tensor:
@@ -179,6 +181,7 @@ class SamplingState:
         return SampledRows(
             rows,
             self._send(slots),
+            slots,
             self._describe_random(slots),
             self._describe_penalties(slots),
             self._describe_bias(slots),
@@ -198,8 +201,6 @@ class SamplingState:
         min_p = np.array([p.min_p for p in params], np.float32)
         return RandomRows(
             rows=subset,
-            seed=self._send(self._seed[slots]),
-            slot=self._send(slots),
             temperature=self._send(self._temperature[slots]),
             top_k=self._send(top_k) if len(limited) else None,
             max_top_k=int(limited.max()) if len(limited) else 0,
