@@ -114,6 +114,7 @@ class AsyncLLM:
         **overrides: fields of `EngineConfig` in place of a config.
 
     Attributes:
+        config: the settings; resolved once started.
         tokenizer, model_name, max_model_len: of the model; set by `start`.
 
     Example:
@@ -290,6 +291,7 @@ class AsyncLLM:
             with self._wake:
                 self._engine = engine
                 self._core = engine.core
+                self.config = engine.core.config
                 self.tokenizer = engine.tokenizer
                 self.model_name = engine.model_name
                 self.max_model_len = engine.core.max_model_len
