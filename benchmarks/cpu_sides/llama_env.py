@@ -9,6 +9,7 @@ from pathlib import Path
 
 REQUIREMENTS = ("llama-cpp-python==0.3.36", "numpy")
 SIDE = Path(__file__).with_name("llama_cpp_side.py")
+SHIPPED = "as shipped"
 FORMS = {
     # name: (type, whether the embedding is 4-bit too; otherwise llama.cpp chooses 8 bits for it)
     "Q4_0": ("Q4_0", False),
@@ -39,7 +40,7 @@ def make_environment(folder: Path) -> Path:
 
 def make_forms(python: Path, source: Path, folder: Path) -> dict[str, Path]:
     """The model as shipped and requantised by llama.cpp itself; made once."""
-    forms = {"as shipped": source}
+    forms = {SHIPPED: source}
     folder.mkdir(parents=True, exist_ok=True)
     for name, (type_name, pure) in FORMS.items():
         path = folder / f"{source.stem}.{name}.gguf"
