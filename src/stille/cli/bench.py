@@ -21,7 +21,7 @@ EXAMPLES = examples(
 
 def command(
     model: options.Model = DEFAULT_MODEL,
-    prompt_tokens: Annotated[int, typer.Option(min=2, help="Length of the prompts.")] = 512,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Length of the prompt of prefill.")] = 512,
     output_tokens: Annotated[int, typer.Option(min=8, help="Length of the answers.")] = 64,
     batch: Annotated[
         list[int] | None, typer.Option(min=1, help="Batch sizes of decoding. (default: 1, 8)", show_default=False)
@@ -38,15 +38,15 @@ def command(
     from stille.cli.session import open_session
 
     sizes = batch or [1, 8]
-    needed = max(sizes) * (prompt_tokens + output_tokens + 64)
+    length = max(prompt_tokens + 1, measure.DECODE_PROMPT + output_tokens)
     config = engine_config(
         model,
         dtype=dtype,
         device=device,
         threads=threads,
         max_num_seqs=max(sizes),
-        max_model_len=prompt_tokens + output_tokens,
-        kv_cache_tokens=needed,
+        max_model_len=length,
+        kv_cache_tokens=max(sizes) * (length + 64),
         prefix_caching=False,  # every run must compute its prompt
     )
     quiet = not sys.stderr.isatty()

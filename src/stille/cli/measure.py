@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from stille.cli.session import Session
 
 
+DECODE_PROMPT = 16  # tokens
+
+
 @dataclass
 class Timeline:
     """When one request's tokens came: (seconds since its start, number of tokens)."""
@@ -29,24 +32,27 @@ async def run(
 ) -> dict[str, Any]:
     """Time prefill (batch 1), time to the first token and decode at each batch size.
 
-    Prompts are random tokens, another for each run. One round of every kind warms up and is not counted.
+    Prompts are random tokens, another for each run; those of decoding are short, so that all requests of a batch
+    decode together for nearly all of the time. One round of every kind warms up and is not counted.
     """
     generator = random.Random(0)
     vocabulary = len(session.engine.tokenizer)
 
-    def prompt() -> list[int]:
-        return [generator.randrange(vocabulary) for _ in range(prompt_tokens)]
+    def prompt(length: int) -> list[int]:
+        return [generator.randrange(vocabulary) for _ in range(length)]
 
     ttft, prefill = [], []
     decode: dict[int, list[float]] = {size: [] for size in batches}
     for round in range(repeats + 1):
-        line = await _request(session, prompt(), 1)
+        line = await _request(session, prompt(prompt_tokens), 1)
         if round:
             ttft.append(line.first * 1000)
             prefill.append(prompt_tokens / line.first)
         for size in batches:
             started = time.perf_counter()
-            lines = await asyncio.gather(*(_request(session, prompt(), output_tokens, started) for _ in range(size)))
+            lines = await asyncio.gather(
+                *(_request(session, prompt(DECODE_PROMPT), output_tokens, started) for _ in range(size))
+            )
             if round:
                 decode[size].append(_decode_rate(lines))
     measures = [
