@@ -107,9 +107,10 @@ class SamplingState:
         if params.uses_penalties:
             row = self._take_table_row()
             self._table_row[slot] = row
-            self._in_prompt[row].zero_()[self._send(np.asarray(prompt_ids, np.int64))] = True
             used, counts = np.unique(np.asarray(output_ids, np.int64), return_counts=True)
-            self._counts[row].zero_()[self._send(used)] = self._send(counts.astype(np.int32))
+            # Not by assignment to an index, which would send a scalar and wait for it.
+            self._in_prompt[row].zero_().index_fill_(0, self._send(np.asarray(prompt_ids, np.int64)), True)
+            self._counts[row].zero_().index_copy_(0, self._send(used), self._send(counts.astype(np.int32)))
 
     def rows_of(self, slots: np.ndarray, sample: np.ndarray) -> SampledRows | None:
         """How to sample the rows of a step with `sample` set; None if there are none."""
