@@ -244,3 +244,14 @@ def test_any_vocabulary_size(vocab):
     assert 0 <= tokens.item() < vocab
     assert logprobs[2].shape == (1, min(20, vocab))
     assert math.isfinite(logprobs[0].item())
+
+
+@pytest.mark.parametrize("params", [{"temperature": 1e-30}, {"temperature": 100.0}, {"repetition_penalty": 0.01}])
+def test_extreme_values_give_tokens_that_exist(params):
+    logits = torch.randn(1, V, generator=torch.Generator().manual_seed(6)) * 30
+    one = state()
+    one.assign(0, SamplingParams(**params), 5, list(range(V)))
+    (token,) = sample(one, logits, [0])
+    assert 0 <= token < V
+    if params.get("temperature") == 1e-30:
+        assert token == logits.argmax().item()
