@@ -1,0 +1,192 @@
+"""Triton: leaf means and sign codes of keys, mean queries of units, and the scores of leaves.
+
+q [H, M, D], k [K, N, D], any strides with a dense last axis. Rows of units are ordered (key head, unit, query head of
+the group). Logarithms are base 2: `factor` is the attention scale times log2(e).
+"""
+
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportIndexIssue=false
+# Triton's language is Python in looks only; its types are beyond the checker.
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def summarise_kernel(
+    k_ptr, rotation_ptr, mean_ptr, code_ptr, code_scale_ptr, n, stride_kh, stride_kn, leaves,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, LEAF: tl.constexpr, SIGN: tl.constexpr,
+):  # fmt: skip
+    """Mean of a leaf and, with SIGN, the int8 signs of its centred, rotated keys and their least-squares scales."""
+    b, h = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    d = tl.arange(0, BLOCK_D)
+    key = b * LEAF + tl.arange(0, LEAF)
+    mask = (key < n)[:, None] & (d < D)[None, :]
+    k = tl.load(k_ptr + h * stride_kh + key.to(tl.int64)[:, None] * stride_kn + d[None, :], mask=mask, other=0.0)
+    k = k.to(tl.float32)
+    mean = tl.sum(k, 0) / tl.minimum(n - b * LEAF, LEAF).to(tl.float32)
+    leaf = h * leaves + b
+    tl.store(mean_ptr + leaf * D + d, mean.to(mean_ptr.dtype.element_ty), mask=d < D)
+    if SIGN:
+        centred = tl.where(mask, k - mean[None, :], 0.0)
+        square = (d < D)[:, None] & (d < D)[None, :]
+        rotation = tl.load(rotation_ptr + d[:, None] * D + d[None, :], mask=square, other=0.0)
+        turned = tl.dot(centred.to(rotation_ptr.dtype.element_ty), tl.trans(rotation), input_precision="ieee")
+        out = leaf * LEAF + tl.arange(0, LEAF)
+        tl.store(code_scale_ptr + out, tl.sum(tl.abs(turned), 1) / D)
+        sign = tl.where(turned >= 0, 1.0, -1.0).to(tl.int8)
+        tl.store(code_ptr + out[:, None] * D + d[None, :], sign, mask=(d < D)[None, :])
+
+
+@triton.jit(do_not_specialize=["m", "units"])
+def unit_means_kernel(
+    q_ptr, rotation_ptr, mean_ptr, code_ptr, code_scale_ptr, m, units, stride_qh, stride_qm, factor,
+    G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, UNIT: tl.constexpr, SIGN: tl.constexpr,
+):  # fmt: skip
+    """Means of UNIT queries; with SIGN also rotated, at 8 bits, as the other side of an integer product."""
+    u = tl.program_id(0) * 16 + tl.arange(0, 16)
+    h = tl.program_id(1).to(tl.int64)
+    d = tl.arange(0, BLOCK_D)
+    acc = tl.zeros([16, BLOCK_D], tl.float32)
+    for i in range(0, UNIT, 4):
+        for j in tl.static_range(4):
+            token = u * UNIT + i + j
+            at = q_ptr + h * stride_qh + token.to(tl.int64)[:, None] * stride_qm + d[None, :]
+            acc += tl.load(at, mask=(token < m)[:, None] & (d < D)[None, :], other=0.0).to(tl.float32)
+    mean = acc / tl.maximum(tl.minimum(m - u * UNIT, UNIT), 1).to(tl.float32)[:, None]
+    row = ((h // G) * units + u) * G + h % G
+    ok = (u < units)[:, None] & (d < D)[None, :]
+    tl.store(mean_ptr + row[:, None] * D + d[None, :], mean.to(mean_ptr.dtype.element_ty), mask=ok)
+    if SIGN:
+        square = (d < D)[:, None] & (d < D)[None, :]
+        rotation = tl.load(rotation_ptr + d[:, None] * D + d[None, :], mask=square, other=0.0)
+        turned = tl.dot(mean.to(rotation_ptr.dtype.element_ty), tl.trans(rotation), input_precision="ieee")
+        scale = (tl.max(tl.abs(turned), 1) + 1e-12) / 127.0
+        code = tl.floor(turned / scale[:, None] + 0.5).to(tl.int8)
+        tl.store(code_ptr + row[:, None] * D + d[None, :], code, mask=ok)
+        tl.store(code_scale_ptr + row, scale * factor, mask=u < units)
+
+
+@triton.jit(do_not_specialize=["rows", "n", "start"])
+def leaf_mass_kernel(
+    q_ptr, q_scale_ptr, code_ptr, code_scale_ptr, cand_ptr, cand_count_ptr, mass_ptr, rows, row_stride, n,
+    stride_ch, stride_cn, stride_scale, start, leaves, cand_width, factor,
+    UNITS: tl.constexpr, G: tl.constexpr, BLOCK_R: tl.constexpr, TILE: tl.constexpr, UNIT: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, LEAF: tl.constexpr, STEP: tl.constexpr, HAS_CAND: tl.constexpr,
+    SIGN: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Log2-mass of leaves: mass[k, row, leaf or candidate] = log2 sum_j 2^(q . code_j * scales)."""
+    # Late rows see the most keys: they start first.
+    span, h = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1).to(tl.int64)
+    r, d = tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_D)
+    row = span * UNITS * G + r
+    ok = (r < UNITS * G) & (row < rows)
+    row = h * rows + row
+    q = tl.load(q_ptr + row[:, None] * D + d[None, :], mask=ok[:, None] & (d < D)[None, :], other=0.0)
+    if SIGN:
+        q_scale = tl.load(q_scale_ptr + row, mask=ok, other=0.0)
+    limit = tl.minimum((start + (span + 1) * UNITS * UNIT - TILE) // LEAF, leaves)
+    if HAS_CAND:
+        limit = tl.load(cand_count_ptr + h * tl.num_programs(0) + span)
+        cand_ptr += (h * tl.num_programs(0) + span) * cand_width
+    j = tl.arange(0, STEP * LEAF)
+    step = tl.arange(0, STEP)
+    for b in tl.range(0, limit, STEP, num_stages=STAGES):
+        if HAS_CAND:
+            at = b + j // LEAF
+            key = tl.load(cand_ptr + at, mask=at < limit, other=0) * LEAF + j % LEAF
+        else:
+            key = b * LEAF + j
+        inside = key < n
+        at = code_ptr + h * stride_ch + key.to(tl.int64)[:, None] * stride_cn + d[None, :]
+        code = tl.load(at, mask=inside[:, None] & (d < D)[None, :], other=0.0)
+        if SIGN:
+            x = tl.dot(q, tl.trans(code)).to(tl.float32) * q_scale[:, None]
+            x = x * tl.load(code_scale_ptr + h * stride_scale + key, mask=inside, other=0.0)[None, :]
+        else:
+            x = tl.dot(q, tl.trans(code), input_precision="ieee") * factor
+        x = tl.reshape(x, [BLOCK_R, STEP, LEAF])
+        top = tl.max(x, 2)
+        mass = top + tl.log2(tl.sum(tl.exp2(x - top[:, :, None]), 2))
+        out = mass_ptr + row[:, None] * row_stride + (b + step)[None, :]
+        tl.store(out, mass, mask=ok[:, None] & (b + step < limit)[None, :])
+
+
+@triton.jit(do_not_specialize=["rows", "start"])
+def centre_mass_kernel(
+    q_ptr, mean_ptr, cand_ptr, cand_count_ptr, mass_ptr, rows, row_stride, leaves, start, cand_width, factor,
+    UNITS: tl.constexpr, G: tl.constexpr, BLOCK_R: tl.constexpr, TILE: tl.constexpr, UNIT: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, LEAF: tl.constexpr, STEP: tl.constexpr, HAS_CAND: tl.constexpr,
+):  # fmt: skip
+    """What the leaf's mean adds to the mass of centred codes: mass[k, row, leaf or candidate] = q . mean * factor."""
+    span, h = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1).to(tl.int64)
+    r, d = tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_D)
+    row = span * UNITS * G + r
+    ok = (r < UNITS * G) & (row < rows)
+    row = h * rows + row
+    q = tl.load(q_ptr + row[:, None] * D + d[None, :], mask=ok[:, None] & (d < D)[None, :], other=0.0)
+    limit = tl.minimum((start + (span + 1) * UNITS * UNIT - TILE) // LEAF, leaves)
+    if HAS_CAND:
+        limit = tl.load(cand_count_ptr + h * tl.num_programs(0) + span)
+        cand_ptr += (h * tl.num_programs(0) + span) * cand_width
+    j = tl.arange(0, STEP)
+    for b in range(0, limit, STEP):
+        inside = b + j < limit
+        leaf = tl.load(cand_ptr + b + j, mask=inside, other=0) if HAS_CAND else b + j
+        at = mean_ptr + (h * leaves + leaf)[:, None] * D + d[None, :]
+        mean = tl.load(at, mask=inside[:, None] & (d < D)[None, :], other=0.0)
+        x = tl.dot(q, tl.trans(mean), input_precision="ieee") * factor
+        out = mass_ptr + row[:, None] * row_stride + (b + j)[None, :]
+        tl.store(out, x, mask=ok[:, None] & inside[None, :])
+
+
+@triton.jit(do_not_specialize=["units", "start", "spans"])
+def span_share_kernel(
+    q_ptr, mean_ptr, share_ptr, units, leaves, start, factor, spans,
+    SPANS: tl.constexpr, SPAN_ROWS: tl.constexpr, SPAN_MEANS: tl.constexpr, G: tl.constexpr, UNIT: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, LEAF: tl.constexpr, STEP: tl.constexpr, COARSE: tl.constexpr,
+):  # fmt: skip
+    """share[k, span, leaf]: a leaf's largest share of the mass, by mean keys, over the rows of a span.
+
+    The rows are, for each head of the group, SPAN_MEANS means of COARSE units; SPAN_ROWS is their number, padded. Two
+    passes over the means instead of a buffer of all rows' scores.
+    """
+    block, h = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1).to(tl.int64)
+    d = tl.arange(0, BLOCK_D)
+    r = tl.arange(0, SPANS * SPAN_ROWS)
+    span = block * SPANS + r // SPAN_ROWS
+    inner = r % SPAN_ROWS
+    first = (span * SPAN_MEANS + inner // G) * COARSE
+    real = (inner // G < SPAN_MEANS) & (first < units)
+    q = tl.zeros([SPANS * SPAN_ROWS, BLOCK_D], tl.float32)
+    for i in tl.static_range(COARSE):
+        ok = real & (first + i < units)
+        row = (h * units + first + i) * G + inner % G
+        at = q_ptr + row[:, None] * D + d[None, :]
+        q += tl.load(at, mask=ok[:, None] & (d < D)[None, :], other=0.0).to(tl.float32)
+    q = q / tl.maximum(tl.minimum(units - first, COARSE), 1).to(tl.float32)[:, None]
+    q = q.to(q_ptr.dtype.element_ty)
+    # Leaves before the span: shares of keys inside it would let an earlier row's candidates depend on its future.
+    own = tl.where(real, tl.minimum((start + span * SPAN_MEANS * COARSE * UNIT) // LEAF, leaves), 0)
+    limit = tl.max(own, 0)
+    j = tl.arange(0, STEP)
+    top = tl.full([SPANS * SPAN_ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([SPANS * SPAN_ROWS], tl.float32)
+    for b in range(0, limit, STEP):
+        at = mean_ptr + (h * leaves + b + j)[:, None] * D + d[None, :]
+        mean = tl.load(at, mask=(b + j < limit)[:, None] & (d < D)[None, :], other=0.0)
+        x = tl.dot(q, tl.trans(mean), input_precision="ieee") * factor
+        x = tl.where((b + j)[None, :] < own[:, None], x, float("-inf"))
+        new = tl.maximum(tl.maximum(top, tl.max(x, 1)), -1e30)
+        total = total * tl.exp2(top - new) + tl.sum(tl.exp2(x - new[:, None]), 1)
+        top = new
+    lse = top + tl.log2(total)
+    span_out = block * SPANS + tl.arange(0, SPANS)
+    for b in range(0, limit, STEP):
+        at = mean_ptr + (h * leaves + b + j)[:, None] * D + d[None, :]
+        mean = tl.load(at, mask=(b + j < limit)[:, None] & (d < D)[None, :], other=0.0)
+        x = tl.dot(q, tl.trans(mean), input_precision="ieee") * factor
+        p = tl.where((b + j)[None, :] < own[:, None], tl.exp2(x - lse[:, None]), 0.0)
+        p = tl.max(tl.reshape(p, [SPANS, SPAN_ROWS, STEP]), 1)
+        out = share_ptr + (h * spans + span_out)[:, None] * leaves + (b + j)[None, :]
+        tl.store(out, p, mask=(span_out < spans)[:, None] & (b + j < limit)[None, :])

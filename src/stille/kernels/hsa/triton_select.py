@@ -1,0 +1,255 @@
+"""Triton: which leaves each tile reads. No host sync; launches depend on shapes only, so a graph can be captured."""
+
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportIndexIssue=false
+# Triton's language is Python in looks only; its types are beyond the checker.
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from stille.kernels.hsa.config import COARSE, TILE, HSAConfig
+from stille.kernels.hsa.reference import hadamard_rotation
+from stille.kernels.hsa.triton_score import (
+    centre_mass_kernel,
+    leaf_mass_kernel,
+    span_share_kernel,
+    summarise_kernel,
+    unit_means_kernel,
+)
+from stille.kernels.triton_support import next_power_of_2
+
+LOG2_E = 1.4426950408889634
+SCORE_ROWS = 64  # rows of mean queries in a scoring program
+
+
+@triton.jit(do_not_specialize=["rows", "start", "m"])
+def select_kernel(
+    mass_ptr, centre_ptr, cand_ptr, cand_count_ptr, index_ptr, count_ptr, chosen_ptr, rows, row_stride, start, keep, m,
+    cand_width, tiles_per_cand, cand_spans, chosen_stride, index_stride,
+    SPAN: tl.constexpr, ROWS: tl.constexpr, G: tl.constexpr, W: tl.constexpr, TILE: tl.constexpr, LEAF: tl.constexpr,
+    SPAN_TILE: tl.constexpr, SINKS: tl.constexpr, LOCAL: tl.constexpr, HAS_CENTRE: tl.constexpr,
+    HAS_CAND: tl.constexpr, HAS_CHOSEN: tl.constexpr,
+):  # fmt: skip
+    """Picks the best past leaves of a tile of one query head and writes their ids, ascending.
+
+    With SPAN, TILE is a span of tiles of SPAN_TILE tokens, and `mass` holds shares already: it picks candidates.
+    The k-th best score is found by bisecting the bits of the (positive) floats: exact, deterministic, no sort.
+    """
+    t, s = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    tiles = tl.num_programs(0)
+    col = tl.arange(0, W)
+    first = start + t * TILE
+    own = first // LEAF
+    if SPAN:  # leaves before the span's last tile; those inside the span are always candidates
+        bound = tl.minimum(start + (t + 1) * TILE - SPAN_TILE, start + (m - 1) // SPAN_TILE * SPAN_TILE) // LEAF
+        own_count = 0
+    else:
+        bound = own
+        own_count = (tl.minimum(first + TILE, start + m) - 1) // LEAF - own + 1
+    if HAS_CAND:
+        cand = (s // G) * cand_spans + t // tiles_per_cand
+        have = tl.load(cand_count_ptr + cand)
+        leaf = tl.load(cand_ptr + cand * cand_width + col, mask=col < have, other=2147483647)
+    else:
+        leaf = col
+    valid = leaf < bound
+    if SPAN:
+        score = tl.load(mass_ptr + (s * tiles + t) * row_stride + col, mask=leaf < own, other=0.0)
+    else:
+        i = t * ROWS + tl.arange(0, ROWS)
+        row = (s // G) * rows + i * G + s % G
+        ok = (i * G < rows)[:, None] & valid[None, :]
+        x = tl.load(mass_ptr + row[:, None] * row_stride + col[None, :], mask=ok, other=float("-inf"))
+        if HAS_CENTRE:
+            x += tl.load(centre_ptr + row[:, None] * row_stride + col[None, :], mask=ok, other=0.0)
+        x = tl.where(ok, x, float("-inf"))
+        p = tl.exp2(x - tl.maximum(tl.max(x, 1), -1e30)[:, None])
+        score = tl.sum(p / tl.maximum(tl.sum(p, 1), 1e-30)[:, None], 0)
+    forced = valid & ((leaf < SINKS) | (leaf >= own - LOCAL))
+    free = valid & (leaf >= SINKS) & (leaf < own - LOCAL)
+    bits = tl.where(free, score.to(tl.int32, bitcast=True), -1)
+    need = tl.maximum(keep - own_count - tl.sum(forced.to(tl.int32), 0), 0)
+    threshold = 0
+    for i in range(31):
+        trial = threshold | (1 << (30 - i))
+        threshold = tl.where(tl.sum((bits >= trial).to(tl.int32), 0) >= need, trial, threshold)
+    sure = bits > threshold  # nothing, if nothing is needed: then the threshold is the largest integer
+    tie = bits == threshold
+    ties = need - tl.sum(sure.to(tl.int32), 0)
+    chosen = forced | sure | (tie & (tl.cumsum(tie.to(tl.int32), 0) <= ties))
+    place = tl.cumsum(chosen.to(tl.int32), 0) - 1
+    tl.store(index_ptr + (s * tiles + t) * index_stride + place, leaf, mask=chosen & (place < index_stride))
+    tl.store(count_ptr + s * tiles + t, tl.minimum(tl.sum(chosen.to(tl.int32), 0), index_stride))
+    if HAS_CHOSEN:
+        tl.store(chosen_ptr + (s * tiles + t) * chosen_stride + leaf, chosen.to(tl.uint8), mask=valid)
+
+
+@dataclass
+class KeyMap:
+    """What is scored for the keys.
+
+    Attributes:
+        code_KND: the keys themselves, or int8 signs (padded to whole leaves).
+        scale_KN: scale of each key's signs; None for keys.
+        mean_KBD: leaf means, where candidates or signs need them.
+        n: keys.
+    """
+
+    code_KND: Tensor
+    scale_KN: Tensor | None
+    mean_KBD: Tensor | None
+    n: int
+
+
+@dataclass
+class Selection:
+    """What each tile reads.
+
+    Attributes:
+        index_HTL: int32, ids of past leaves, ascending; the first `count` of each row. A tile adds its own leaves.
+        count_HT: int32.
+        chosen_HTB: uint8 map of the same, defined for leaves before the tile; only for the residual.
+        unit_means_KRD: mean queries, rows ordered (unit, head of the group).
+        units: of a head.
+    """
+
+    index_HTL: Tensor
+    count_HT: Tensor
+    chosen_HTB: Tensor | None
+    unit_means_KRD: Tensor
+    units: int
+
+
+_rotations: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
+
+
+def _rotation(dim: int, like: Tensor) -> Tensor:
+    key = (dim, like.device, like.dtype)
+    if key not in _rotations:
+        _rotations[key] = hadamard_rotation(dim).to(like.device, like.dtype)
+    return _rotations[key]
+
+
+def map_keys(k_KND: Tensor, config: HSAConfig) -> KeyMap:
+    """One pass over the keys for means and codes; none at all where the keys themselves are all that is scored."""
+    heads, n, dim = k_KND.shape
+    sign = config.codes == "sign"
+    if not sign and not config.uses_candidates(n):
+        return KeyMap(k_KND, None, None, n)
+    leaves = triton.cdiv(n, config.leaf)
+    mean = torch.empty(heads, leaves, dim, device=k_KND.device, dtype=k_KND.dtype)
+    code, scale = k_KND, None
+    if sign:
+        code = torch.empty(heads, leaves * config.leaf, dim, device=k_KND.device, dtype=torch.int8)
+        scale = torch.empty(heads, leaves * config.leaf, device=k_KND.device, dtype=torch.float32)
+    summarise_kernel[(leaves, heads)](
+        k_KND, _rotation(dim, k_KND) if sign else mean, mean, code, mean if scale is None else scale, n,
+        k_KND.stride(0), k_KND.stride(1), leaves, D=dim, BLOCK_D=next_power_of_2(dim), LEAF=config.leaf, SIGN=sign,
+        num_warps=4,
+    )  # fmt: skip
+    return KeyMap(code, scale, mean, n)
+
+
+def select(q_HMD: Tensor, keys: KeyMap, scale: float, config: HSAConfig, *, want_map: bool = False) -> Selection:
+    """The leaves that each tile of 128 queries reads; see `reference.select`.
+
+    Args:
+        q_HMD: the last M of the N positions.
+        keys: of `map_keys` with the same config.
+        scale: factor of the scores.
+        want_map: fill `chosen_HTB`.
+    """
+    heads, m, dim = q_HMD.shape
+    k_heads, leaf, unit, dev = keys.code_KND.shape[0], config.leaf, config.unit, q_HMD.device
+    groups, start, leaves = heads // k_heads, keys.n - m, triton.cdiv(keys.n, leaf)
+    units, tiles, keep = triton.cdiv(m, unit), triton.cdiv(m, TILE), config.budget // leaf
+    rows, factor = units * groups, scale * LOG2_E
+    code_k, scale_k = keys.code_KND, keys.scale_KN
+    sign = scale_k is not None
+    common = dict(G=groups, UNIT=unit, D=dim, BLOCK_D=next_power_of_2(dim), LEAF=leaf)
+
+    mean_q = torch.empty(k_heads, rows, dim, device=dev, dtype=q_HMD.dtype)
+    code_q = scale_q = mean_q
+    if sign:
+        code_q = torch.empty(k_heads, rows, dim, device=dev, dtype=torch.int8)
+        scale_q = torch.empty(k_heads, rows, device=dev, dtype=torch.float32)
+    unit_means_kernel[(triton.cdiv(units, 16), heads)](
+        q_HMD, _rotation(dim, q_HMD) if sign else mean_q, mean_q, code_q, scale_q, m, units, q_HMD.stride(0),
+        q_HMD.stride(1), factor, G=groups, D=dim, BLOCK_D=next_power_of_2(dim), UNIT=unit, SIGN=sign, num_warps=4,
+    )  # fmt: skip
+
+    has_cand = config.uses_candidates(keys.n)
+    cand = cand_count = mean_q
+    spans, width = 0, leaves
+    if has_cand:
+        cand, cand_count = _candidates(mean_q, keys, m, groups, factor, config)
+        spans, width = cand.shape[1:]
+        score_tokens, blocks = config.span, spans
+    else:
+        score_tokens = max(TILE, min(4096, SCORE_ROWS // groups * unit) // TILE * TILE)
+        blocks = triton.cdiv(m, score_tokens)
+    per_block = score_tokens // unit
+    block_r = max(16, next_power_of_2(per_block * groups))
+    mass = torch.empty(k_heads, rows, triton.cdiv(width, 8) * 8, device=dev, dtype=torch.float32)
+    leaf_mass_kernel[(blocks, k_heads)](
+        code_q, scale_q, code_k, mass if scale_k is None else scale_k, cand, cand_count, mass, rows, mass.stride(1),
+        keys.n, code_k.stride(0), code_k.stride(1), 0 if scale_k is None else scale_k.stride(0), start, leaves, width,
+        factor, UNITS=per_block, BLOCK_R=block_r, TILE=TILE, STEP=max(1, 128 // leaf), HAS_CAND=has_cand,
+        SIGN=sign, STAGES=3, num_warps=4, num_stages=3, **common,
+    )  # fmt: skip
+    centre = mass
+    if sign:
+        centre = torch.empty_like(mass)
+        centre_mass_kernel[(blocks, k_heads)](
+            mean_q, keys.mean_KBD, cand, cand_count, centre, rows, centre.stride(1), leaves, start, width, factor,
+            UNITS=per_block, BLOCK_R=block_r, TILE=TILE, STEP=64, HAS_CAND=has_cand, num_warps=4, num_stages=3,
+            **common,
+        )  # fmt: skip
+
+    index = torch.empty(heads, tiles, keep, device=dev, dtype=torch.int32)
+    count = torch.empty(heads, tiles, device=dev, dtype=torch.int32)
+    chosen = None
+    if want_map:  # with candidates, most leaves are never looked at
+        chosen = (torch.zeros if has_cand else torch.empty)(heads, tiles, leaves, device=dev, dtype=torch.uint8)
+    per_tile, w = TILE // unit, next_power_of_2(width)
+    select_kernel[(tiles, heads)](
+        mass, centre, cand, cand_count, index, count, count if chosen is None else chosen, rows, mass.stride(1), start,
+        keep, m, width, config.span // TILE, spans, leaves, keep, SPAN=False, ROWS=per_tile, G=groups, W=w, TILE=TILE,
+        LEAF=leaf, SPAN_TILE=TILE, SINKS=config.sinks // leaf, LOCAL=config.local // leaf, HAS_CENTRE=sign,
+        HAS_CAND=has_cand, HAS_CHOSEN=want_map, num_warps=_select_warps(w * max(1, per_tile // 2)),
+    )  # fmt: skip
+    return Selection(index, count, chosen, mean_q, units)
+
+
+def _candidates(
+    mean_q: Tensor, keys: KeyMap, m: int, groups: int, factor: float, config: HSAConfig
+) -> tuple[Tensor, Tensor]:
+    """Ids [K, spans, width] of the leaves whose codes a span reads, and how many there are [K, spans]."""
+    k_heads, rows, dim = mean_q.shape
+    start, leaves, leaf, unit = keys.n - m, triton.cdiv(keys.n, config.leaf), config.leaf, config.unit
+    spans, per_span = triton.cdiv(m, config.span), config.span // COARSE
+    span_rows = next_power_of_2(per_span * groups)
+    per_block = max(1, SCORE_ROWS // span_rows, 16 // span_rows)
+    share = torch.empty(k_heads, spans, leaves, device=mean_q.device, dtype=torch.float32)
+    span_share_kernel[(triton.cdiv(spans, per_block), k_heads)](
+        mean_q, keys.mean_KBD, share, rows // groups, leaves, start, factor, spans, SPANS=per_block,
+        SPAN_ROWS=span_rows, SPAN_MEANS=per_span, G=groups, UNIT=unit, D=dim, BLOCK_D=next_power_of_2(dim), LEAF=leaf,
+        STEP=64, COARSE=COARSE // unit, num_warps=4, num_stages=3,
+    )  # fmt: skip
+    width, w = config.candidates // leaf, next_power_of_2(leaves)
+    cand = torch.empty(k_heads, spans, width, device=mean_q.device, dtype=torch.int32)
+    count = torch.empty(k_heads, spans, device=mean_q.device, dtype=torch.int32)
+    select_kernel[(spans, k_heads)](
+        share, share, cand, count, cand, count, count, rows, leaves, start, width, m, 0, 1, 0, 0, width, SPAN=True,
+        ROWS=1, G=groups, W=w, TILE=config.span, LEAF=leaf, SPAN_TILE=TILE, SINKS=config.sinks // leaf,
+        LOCAL=config.local // leaf, HAS_CENTRE=False, HAS_CAND=False, HAS_CHOSEN=False, num_warps=_select_warps(w),
+    )  # fmt: skip
+    return cand, count
+
+
+def _select_warps(width: int) -> int:
+    return 1 if width <= 256 else 4 if width <= 4096 else 8 if width <= 16384 else 16
