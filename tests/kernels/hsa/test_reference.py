@@ -1,0 +1,126 @@
+"""The specification of HSA against dense attention and its own invariants."""
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stille.errors import ConfigError
+from stille.kernels.hsa import HSAConfig
+from stille.kernels.hsa import reference as ref
+
+SMALL = HSAConfig(budget=512, leaf=32, sinks=64, local=64, candidates=768, candidates_from=1 << 30)
+CHANGES = [
+    {},
+    {"leaf": 64, "unit": 32},
+    {"codes": "sign", "residual": True},
+    {"candidates_from": 0},
+    {"candidates_from": 0, "span": 256, "unit": 64, "residual": True},
+]
+
+
+def rand(heads, n, dim, seed, gain=1.0):
+    return torch.randn(heads, n, dim, generator=torch.Generator().manual_seed(seed)) * gain
+
+
+@pytest.mark.parametrize("dim", [64, 96, 128])
+def test_rotation_is_orthogonal(dim):
+    rotation = ref.hadamard_rotation(dim)
+    torch.testing.assert_close(rotation @ rotation.T, torch.eye(dim), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("codes", ["keys", "sign"])
+@pytest.mark.parametrize(("n", "m", "groups"), [(512, 512, 2), (700, 700, 4), (640, 301, 1), (130, 1, 3)])
+def test_full_budget_is_dense(n, m, groups, codes):
+    q, k, v = rand(2 * groups, m, 64, 0), rand(2, n, 64, 1), rand(2, n, 64, 2)
+    config = HSAConfig(budget=1024, codes=codes, residual=True)
+    out, lse, missed = ref.hsa_attention(q, k, v, config, 0.125)
+    mask = torch.ones(m, n, dtype=torch.bool).tril(n - m)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        q[None], k[None], v[None], attn_mask=mask, scale=0.125, enable_gqa=True
+    )
+    torch.testing.assert_close(out, expected[0], atol=1e-5, rtol=1e-5)
+    logits = (q @ k.repeat_interleave(groups, 0).mT * 0.125).masked_fill(~mask, -torch.inf)
+    torch.testing.assert_close(lse, logits.logsumexp(-1))
+    assert (missed == 0).all()
+
+
+@settings(max_examples=8, deadline=None)
+@given(change=st.sampled_from(CHANGES), cut=st.integers(1, 899), seed=st.integers(0, 10**6))
+def test_the_future_changes_nothing(change, cut, seed):
+    config = dataclasses.replace(SMALL, **change)
+    q, k, v = rand(4, 900, 64, seed, 2), rand(2, 900, 64, seed + 1, 2), rand(2, 900, 64, seed + 2)
+    out, lse, _ = ref.hsa_attention(q, k, v, config, 0.125)
+    k[:, cut:], v[:, cut:] = rand(2, 900 - cut, 64, seed + 3, 5), rand(2, 900 - cut, 64, seed + 4, 5)
+    out2, lse2, _ = ref.hsa_attention(q, k, v, config, 0.125)
+    torch.testing.assert_close(out[:, :cut], out2[:, :cut], atol=1e-6, rtol=0)
+    torch.testing.assert_close(lse[:, :cut], lse2[:, :cut], atol=1e-5, rtol=0)
+    assert not torch.allclose(out[:, cut:], out2[:, cut:])
+
+
+@settings(max_examples=12, deadline=None)
+@given(change=st.sampled_from(CHANGES), n=st.integers(130, 1100), late=st.integers(0, 600), seed=st.integers(0, 10**6))
+def test_budget_is_kept_and_used(change, n, late, seed):
+    config = dataclasses.replace(SMALL, **change)
+    m = max(1, n - late)
+    q, k = rand(4, m, 64, seed), rand(2, n, 64, seed + 1)
+    chosen = ref.select(q, k, 0.125, config)
+    counts = chosen.sum(-1)
+    tiles, leaves = chosen.shape[1:]
+    assert (chosen | ~ref.forced_leaves(tiles, leaves, n - m, config, q.device)).all(), "what is always read is read"
+    assert counts.max() <= config.budget // config.leaf
+    reachable = ((n - m + (torch.arange(tiles) + 1) * 128).clamp(max=n) + config.leaf - 1) // config.leaf
+    if not config.uses_candidates(n):
+        assert (counts == reachable.clamp(max=config.budget // config.leaf)).all(), "all of the budget is used"
+
+
+@pytest.mark.parametrize("codes", ["keys", "sign"])
+def test_a_key_that_a_unit_looks_for_is_found(codes):
+    q, k = rand(2, 2048, 64, 11), rand(2, 2048, 64, 12)
+    k[:, 777] = q[:, 1984:2016].mean(1) * 12
+    chosen = ref.select(q, k, 0.125, dataclasses.replace(SMALL, unit=32, codes=codes))
+    assert chosen[:, 2000 // 128, 777 // 32].all()
+
+
+def test_candidates_that_hold_everything_change_nothing():
+    q, k = rand(4, 1000, 64, 17), rand(2, 1000, 64, 18)
+    narrow = dataclasses.replace(SMALL, candidates=992, candidates_from=0)
+    assert narrow.uses_candidates(1000)
+    assert torch.equal(ref.select(q, k, 0.125, SMALL), ref.select(q, k, 0.125, narrow))
+
+
+def test_residual_helps_diffuse_heads_and_tells_what_was_missed():
+    q, k, v = rand(2, 2048, 64, 14, 0.3), rand(2, 2048, 64, 15), rand(2, 2048, 64, 16) + 1.0
+    dense, dense_lse, _ = ref.attend(q, k, v, None, 0.125, SMALL)
+
+    def error(out):
+        return float((out - dense).norm() / dense.norm())
+
+    plain, plain_lse, _ = ref.hsa_attention(q, k, v, SMALL, 0.125)
+    out, lse, missed = ref.hsa_attention(q, k, v, dataclasses.replace(SMALL, residual=True), 0.125)
+    assert error(out) < 0.6 * error(plain)
+    torch.testing.assert_close(lse, dense_lse, atol=0.15, rtol=0)
+    truth = 1 - (plain_lse - dense_lse).exp()
+    assert truth[:, -1].min() > 0.5
+    torch.testing.assert_close(missed, truth, atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"leaf": 48},
+        {"unit": 256},
+        {"codes": "lsh"},
+        {"budget": 4100},
+        {"budget": 512},
+        {"sinks": -64},
+        {"candidates": 512},
+        {"span": 64},
+        {"dense_below": -1},
+    ],
+)
+def test_contradictory_sizes_are_refused(wrong):
+    with pytest.raises(ConfigError):
+        HSAConfig(**wrong)
