@@ -1,0 +1,294 @@
+"""HSA's forward pass against dense attention on one GPU: output checked first, selection included in every time.
+
+    python benchmarks/hsa_prefill.py               # check, then time
+    python benchmarks/hsa_prefill.py --only check
+    python benchmarks/hsa_prefill.py --json results.json
+
+bf16, causal, 32 query and 8 key heads, one sequence, random data, the default `HSAConfig`. Random data do not change
+what HSA costs: every tile reads its whole budget. They say nothing about accuracy. The baselines are the kernels behind
+torch's scaled_dot_product_attention (FlashAttention-2, cuDNN) and, if it can be imported, FlashAttention-3 (package
+`fa3-fwd`). Medians of repeated runs by CUDA events; HSA is replayed from a CUDA graph, which also shows that nothing
+waits for the host.
+"""
+
+import argparse
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+from stille.kernels.hsa import HSAConfig, api, hsa_attention, triton_prefill, triton_select
+from stille.kernels.hsa import reference as ref
+from stille.ledger import Record, measure, write
+
+COMMAND = "python benchmarks/hsa_prefill.py"
+HEADS, KV_HEADS = 32, 8
+SHAPES = [(128, 16), (128, 64), (128, 128), (64, 64)]  # head width, thousands of tokens
+GOALS = {  # ratio to reach
+    (128, 16): {"fa2": 0.97},
+    (128, 64): {"fa2": 10, "fa3": 5},
+    (128, 128): {"fa2": 20, "fa3": 9},
+    (64, 64): {"fa2": 9, "fa3": 5},
+}
+NAMES = {"fa2": "FlashAttention-2 (torch SDPA)", "cudnn": "cuDNN (torch SDPA)", "fa3": "FlashAttention-3 (fa3-fwd)"}
+CONFIG = HSAConfig()
+
+
+class Failure(Exception):
+    """An output is wrong."""
+
+
+def data(n: int, dim: int, heads: int = HEADS, kv_heads: int = KV_HEADS, seed: int = 0) -> tuple[Tensor, ...]:
+    random = torch.Generator("cuda").manual_seed(seed)
+    return tuple(
+        torch.randn(1, h, n, dim, device="cuda", generator=random, dtype=torch.bfloat16)
+        for h in (heads, kv_heads, kv_heads)
+    )
+
+
+def milliseconds(run: Callable[[], object], repeats: int, warm: int = 1) -> float:
+    """Median by events."""
+    for _ in range(warm):
+        run()
+    times = []
+    for _ in range(repeats):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return statistics.median(times)
+
+
+def graphed(run: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph
+
+
+def expect(name: str, got: Tensor, want: Tensor, most: float) -> None:
+    error = float((got.float() - want.float()).norm() / want.float().norm())
+    print(f"check  {name:58s} relative error {error:.1e}", flush=True)
+    if not error < most:  # NaN too
+        raise Failure(f"{name}: relative error {error}, at most {most} is allowed")
+
+
+def check() -> None:
+    for dim in (128, 64):
+        n = 4096
+        q, k, v = data(n, dim, seed=1)
+        want = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        full = HSAConfig(budget=n + 128, dense_below=0)
+        expect(f"hd{dim}, budget for everything, against dense", hsa_attention(q, k, v, full), want, 1e-2)
+        late = hsa_attention(q[:, :, -1000:], k, v, full)
+        expect(f"hd{dim}, the last 1,000 queries, against dense", late, want[:, :, -1000:], 1e-2)
+        odd = hsa_attention(q[:, :, :3001], k[:, :, :3001], v[:, :, :3001], full)
+        expect(f"hd{dim}, 3,001 tokens, against dense", odd, want[:, :, :3001], 1e-2)
+        q, k, v = data(n, dim, 8, 2, seed=2)
+        for name, config in (
+            ("sparse", HSAConfig(budget=1024, dense_below=0)),
+            ("candidates", HSAConfig(budget=1024, dense_below=0, candidates=2048, candidates_from=0)),
+            ("leaf 32, pointers", HSAConfig(budget=1024, dense_below=0, leaf=32)),
+            ("residual", HSAConfig(budget=1024, dense_below=0, residual=True)),
+        ):
+            check_selected(f"hd{dim}, {name}, on the leaves it selected", q, k, v, config)
+
+
+def check_selected(name: str, q: Tensor, k: Tensor, v: Tensor, config: HSAConfig) -> None:
+    """The output against plain torch on the very leaves that the kernels chose (roundings move near ties)."""
+    scale = q.shape[3] ** -0.5
+    chosen = triton_select.select(q[0], triton_select.map_keys(k[0], config), scale, config, want_map=True)
+    tiles, leaves = chosen.chosen_HTB.shape[1:]
+    past = ref.past_leaves(tiles, leaves, 0, config, q.device)
+    own = ref.forced_leaves(tiles, leaves, 0, config, q.device) & ~past
+    want, _, missed = ref.attend(q[0], k[0], v[0], (chosen.chosen_HTB.bool() & past) | own, scale, config)
+    got = hsa_attention(q, k, v, config, return_details=True)
+    expect(name, got.out[0], want, 3e-2)
+    if config.residual:
+        expect(f"{name}: missed mass", got.missed[0], missed, 3e-2)
+    wanted = ref.select(q[0], k[0], scale, config)
+    agree = float((chosen.chosen_HTB.bool() & wanted & past).sum() / (wanted & past).sum())
+    if agree < 0.9:
+        raise Failure(f"{name}: only {agree:.1%} of the leaves are those of the specification")
+
+
+def check_last_tile(n: int, dim: int, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+    """At full length: finite everywhere, and the last tile of the last head against plain torch."""
+    if not bool(torch.isfinite(out).all()):
+        raise Failure(f"hd{dim}, {n >> 10}K: not every output was written")
+    chosen = triton_select.select(q[0], triton_select.map_keys(k[0], CONFIG), dim**-0.5, CONFIG)
+    listed = chosen.index_HTL[-1, -1, : int(chosen.count_HT[-1, -1])].long()
+    columns = (listed[:, None] * CONFIG.leaf + torch.arange(CONFIG.leaf, device="cuda")).flatten()
+    columns = torch.cat([columns, torch.arange(n - 128, n, device="cuda")])
+    logits = q[0, -1, -128:].float() @ k[0, -1, columns].float().T * dim**-0.5
+    logits[:, -128:] += torch.full((128, 128), -math.inf, device="cuda").triu(1)
+    expect(
+        f"hd{dim}, {n >> 10}K, last tile",
+        out[0, -1, -128:],
+        torch.softmax(logits, -1) @ v[0, -1, columns].float(),
+        2e-2,
+    )
+
+
+def baselines(q: Tensor, k: Tensor, v: Tensor, repeats: int) -> dict[str, float]:
+    """Milliseconds of each dense kernel that this machine has."""
+    times: dict[str, float] = {}
+    want = None
+    for name, backend in (("fa2", SDPBackend.FLASH_ATTENTION), ("cudnn", SDPBackend.CUDNN_ATTENTION)):
+
+        def run(k: Tensor = k, v: Tensor = v, backend: SDPBackend = backend) -> Tensor:
+            with sdpa_kernel(backend):
+                return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=k.shape[1] != q.shape[1])
+
+        try:
+            out = run()
+        except RuntimeError:  # this backend knows no grouped heads
+            many = [x.repeat_interleave(HEADS // KV_HEADS, 1) for x in (k, v)]
+            run = partial(run, *many)
+            out = run()
+        if want is None:
+            want = out
+        else:
+            expect(f"{name} against fa2", out, want, 2e-2)
+        del out
+        times[name] = milliseconds(run, repeats)
+    try:
+        from fa3_fwd_interface import flash_attn_func
+    except ImportError:
+        print("       fa3 is left out: fa3_fwd_interface cannot be imported", flush=True)
+        return times
+    q, k, v = (x.transpose(1, 2).contiguous() for x in (q, k, v))
+    out = flash_attn_func(q, k, v, causal=True)
+    out = out[0] if isinstance(out, tuple) else out
+    if want is not None:
+        expect("fa3 against fa2", out.transpose(1, 2), want, 2e-2)
+    del out, want
+    times["fa3"] = milliseconds(lambda: flash_attn_func(q, k, v, causal=True), repeats)
+    return times
+
+
+def prefill(records: list[Record]) -> list[str]:
+    """Times of the whole function at the shapes of the goals."""
+    rows = [f"{'':14s}{'HSA':>9s}{'select':>9s}{'exact':>9s}{'fa2':>17s}{'cudnn':>17s}{'fa3':>17s}   ms (times HSA)"]
+    for dim, thousands in SHAPES:
+        n = thousands << 10
+        q, k, v = data(n, dim)
+        out = torch.full_like(q, torch.nan)
+        graph = graphed(lambda q=q, k=k, v=v, out=out: out.copy_(hsa_attention(q, k, v, CONFIG)))
+        graph.replay()
+        check_last_tile(n, dim, q, k, v, out)
+        del graph
+        ours = milliseconds(graphed(lambda q=q, k=k, v=v: hsa_attention(q, k, v, CONFIG)).replay, 9, 2)
+        chosen = milliseconds(graphed(lambda q=q, k=k: selection(q, k)).replay, 9, 2)
+        dense = baselines(q, k, v, 5 if thousands <= 64 else 3)
+        cells = "".join(f"{f'{dense[x]:.2f} ({dense[x] / ours:.2f})' if x in dense else '-':>17s}" for x in NAMES)
+        rows.append(f"hd{dim} {thousands}K".ljust(14) + f"{ours:9.2f}{chosen:9.2f}{ours - chosen:9.2f}{cells}")
+        print(rows[-1], flush=True)
+        also = f" cuDNN: {dense['cudnn']:.1f} ms." if "cudnn" in dense else ""
+        kernel = "Gluon" if api.uses_gluon(q[0], CONFIG) else "Triton"
+        for name in ("fa2", "fa3"):
+            if name not in dense:
+                continue
+            goal = GOALS[dim, thousands].get(name)
+            records.append(
+                measure(
+                    f"hsa.prefill.hd{dim}.{thousands}k.{name}", ours, "ms", better="lower", command=COMMAND,
+                    baseline=NAMES[name], baseline_value=dense[name], goal=goal and f"ratio >= {goal}",
+                    notes=f"Attention of {thousands}K tokens, head width {dim}, forward, selection ({chosen:.2f} ms) "
+                    f"included. bf16, causal, {HEADS}/{KV_HEADS} heads, budget {CONFIG.budget}, leaf {CONFIG.leaf}, "
+                    f"unit {CONFIG.unit}; exact part by {kernel}; median of 9 (HSA) and 3 to 5 (dense) runs. Random "
+                    f"data: a speed, not an accuracy.{also}",
+                )
+            )  # fmt: skip
+        if (dim, thousands) == (128, 64):
+            rows += extras(q, k, v)
+        del q, k, v, out
+        torch.cuda.empty_cache()
+    return rows
+
+
+def selection(q: Tensor, k: Tensor) -> triton_select.Selection:
+    return triton_select.select(q[0], triton_select.map_keys(k[0], CONFIG), q.shape[3] ** -0.5, CONFIG)
+
+
+def extras(q: Tensor, k: Tensor, v: Tensor) -> list[str]:
+    """What else is known of hd128 at 64K: the exact part by Triton, and the price of the residual."""
+    chosen, scale = selection(q, k), q.shape[3] ** -0.5
+    exact = milliseconds(
+        lambda: triton_prefill.prefill(q[0], k[0], v[0], chosen, scale, CONFIG.leaf, CONFIG.unit), 7, 2
+    )
+    config = HSAConfig(residual=True)
+    whole = milliseconds(graphed(lambda: hsa_attention(q, k, v, config)).replay, 5)
+    return [f"  exact part by Triton {exact:.2f} ms; whole with residual {whole:.2f} ms"]
+
+
+def slope(records: list[Record]) -> list[str]:
+    """Selection alone from 16K to 1M, and the exponent fitted to it; at 1M the whole function runs too."""
+    points, cells = [], []
+    for log in range(14, 21):
+        q, k, v = data(1 << log, 128)
+        ms = milliseconds(graphed(lambda q=q, k=k: selection(q, k)).replay, 5)
+        points.append((float(log), math.log2(ms)))
+        cells.append(f"{1 << log >> 10}K {ms:.2f}")
+        if log == 20:
+            out = hsa_attention(q, k, v, CONFIG)
+            check_last_tile(1 << log, 128, q, k, v, out)
+            cells.append(f"(whole {milliseconds(lambda q=q, k=k, v=v: hsa_attention(q, k, v, CONFIG), 2, 0):.0f})")
+            del out
+        del q, k, v
+        torch.cuda.empty_cache()
+    x, y = (statistics.mean(p[i] for p in points) for i in (0, 1))
+    exponent = sum((a - x) * (b - y) for a, b in points) / sum((a - x) ** 2 for a, _ in points)
+    records.append(
+        measure(
+            "hsa.selection.slope", exponent, "exponent", command=COMMAND, goal="value <= 1.15",
+            notes="Exponent of the cost of selection from 16K to 1M tokens, least squares on logarithms. Head width "
+            f"128, {HEADS}/{KV_HEADS} heads, defaults: every key is scored below {CONFIG.candidates_from} tokens, "
+            f"{CONFIG.candidates} candidates per {CONFIG.span} queries from there. ms: {', '.join(cells)}.",
+        )
+    )  # fmt: skip
+    return [f"selection, ms: {', '.join(cells)}; exponent {exponent:.3f}"]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--json", type=Path, help="write the records there")
+    parser.add_argument("--only", nargs="*", choices=["check", "prefill", "slope"], help="stages; default: all")
+    chosen = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("torch sees no CUDA device")
+    stages = chosen.only or ["check", "prefill", "slope"]
+    begin, records, lines = time.perf_counter(), [], []
+    try:
+        check()  # before anything is timed
+        for name, stage in (("prefill", prefill), ("slope", slope)):
+            if name in stages:
+                lines += stage(records)
+    except Failure as wrong:
+        print(f"WRONG: {wrong}; nothing is recorded", file=sys.stderr)
+        return 1
+    print(f"\n=== {torch.cuda.get_device_name()}, {time.perf_counter() - begin:.0f} s in all")
+    print("\n".join(lines))
+    for record in records:
+        state = {True: "met", False: "MISSED", None: "no goal"}[record.met]
+        figure = f"{record.value:.3f}" if record.ratio is None else f"{record.ratio:.2f}x"
+        print(f"{record.id:32s} {figure:>9s}  {record.goal or '':15s} {state}")
+    if chosen.json and records:
+        write(chosen.json, records)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
