@@ -140,9 +140,9 @@ def centre_mass_kernel(
         tl.store(out, x, mask=ok[:, None] & inside[None, :])
 
 
-@triton.jit(do_not_specialize=["units", "start", "spans"])
+@triton.jit(do_not_specialize=["m", "units", "start", "spans"])
 def span_share_kernel(
-    q_ptr, mean_ptr, share_ptr, units, leaves, start, factor, spans,
+    q_ptr, mean_ptr, share_ptr, m, units, leaves, start, factor, spans,
     SPANS: tl.constexpr, SPAN_ROWS: tl.constexpr, SPAN_MEANS: tl.constexpr, G: tl.constexpr, UNIT: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, LEAF: tl.constexpr, STEP: tl.constexpr, COARSE: tl.constexpr,
 ):  # fmt: skip
@@ -163,8 +163,9 @@ def span_share_kernel(
         ok = real & (first + i < units)
         row = (h * units + first + i) * G + inner % G
         at = q_ptr + row[:, None] * D + d[None, :]
-        q += tl.load(at, mask=ok[:, None] & (d < D)[None, :], other=0.0).to(tl.float32)
-    q = q / tl.maximum(tl.minimum(units - first, COARSE), 1).to(tl.float32)[:, None]
+        weight = tl.minimum(m - (first + i) * UNIT, UNIT).to(tl.float32)  # the last unit may have fewer queries
+        q += tl.load(at, mask=ok[:, None] & (d < D)[None, :], other=0.0).to(tl.float32) * weight[:, None]
+    q = q / tl.maximum(tl.minimum(m - first * UNIT, COARSE * UNIT), 1).to(tl.float32)[:, None]
     q = q.to(q_ptr.dtype.element_ty)
     # Leaves before the span: shares of keys inside it would let an earlier row's candidates depend on its future.
     own = tl.where(real, tl.minimum((start + span * SPAN_MEANS * COARSE * UNIT) // LEAF, leaves), 0)

@@ -236,7 +236,7 @@ def _candidates(
     per_block = max(1, SCORE_ROWS // span_rows, 16 // span_rows)
     share = torch.empty(k_heads, spans, leaves, device=mean_q.device, dtype=torch.float32)
     span_share_kernel[(triton.cdiv(spans, per_block), k_heads)](
-        mean_q, keys.mean_KBD, share, rows // groups, leaves, start, factor, spans, SPANS=per_block,
+        mean_q, keys.mean_KBD, share, m, rows // groups, leaves, start, factor, spans, SPANS=per_block,
         SPAN_ROWS=span_rows, SPAN_MEANS=per_span, G=groups, UNIT=unit, D=dim, BLOCK_D=next_power_of_2(dim), LEAF=leaf,
         STEP=64, COARSE=COARSE // unit, num_warps=4, num_stages=3,
     )  # fmt: skip
