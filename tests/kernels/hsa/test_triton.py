@@ -147,12 +147,12 @@ def test_gluon_equals_triton(groups, n, m):
     q, k, v = rand(2 * groups, m, 128, 20, 2), rand(2, n, 128, 21), rand(2, n, 128, 22)
     if not api.uses_gluon(q, config):
         pytest.skip("not a Hopper GPU, or Triton is too old")
-    from stille.kernels.hsa import gluon_prefill
+    from stille.kernels.hsa import triton_gluon
 
     chosen = select(q, map_keys(k, config), 0.088, config)
     want, want_lse, _ = prefill(q, k, v, chosen, 0.088, 64, 128)
     out = torch.full_like(q, torch.nan)
-    _, lse = gluon_prefill.prefill(q, k, v, chosen, 0.088, 64, out=out)
+    _, lse = triton_gluon.prefill(q, k, v, chosen, 0.088, 64, out=out)
     torch.testing.assert_close(out, want, atol=1e-2, rtol=1e-2)
     torch.testing.assert_close(lse, want_lse, atol=1e-3, rtol=0)
 

@@ -7,7 +7,6 @@ from typing import Literal, overload
 
 import torch
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from stille.errors import UnsupportedError
@@ -139,6 +138,8 @@ def _dense(q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scale: float) -> Tens
     if m == n or m == 1:
         return scaled_dot_product_attention(q_BHTD, k_BKTD, v_BKTD, is_causal=m > 1, scale=scale, enable_gqa=gqa)
     if q_BHTD.is_cuda:
+        from torch.nn.attention.bias import causal_lower_right  # imports torch's compiler: seconds
+
         mask = causal_lower_right(m, n)  # flash attention; a tensor as the mask would rule it out
     else:
         mask = torch.ones(m, n, dtype=torch.bool, device=q_BHTD.device).tril(n - m)
@@ -160,9 +161,9 @@ def _triton(
     chosen = triton_select.select(q_HMD, keys, scale, config, want_map=config.residual)
     out = torch.empty(q_HMD.shape, device=q_HMD.device, dtype=q_HMD.dtype)
     if uses_gluon(q_HMD, config):
-        from stille.kernels.hsa import gluon_prefill
+        from stille.kernels.hsa import triton_gluon
 
-        return *gluon_prefill.prefill(q_HMD, k_KND, v_KND, chosen, scale, config.leaf, out=out), None
+        return *triton_gluon.prefill(q_HMD, k_KND, v_KND, chosen, scale, config.leaf, out=out), None
     rest = None
     if config.residual:
         groups = q_HMD.shape[0] // k_KND.shape[0]
@@ -192,7 +193,7 @@ def _has_gluon() -> bool:
     if tuple(int(x) for x in triton.__version__.split(".")[:2]) < (3, 6):
         return False
     try:
-        import_module("stille.kernels.hsa.gluon_prefill")
+        import_module("stille.kernels.hsa.triton_gluon")
     except ImportError:
         return False
     return True
