@@ -186,10 +186,6 @@ class Conversation:
 
     def interact(self) -> None:
         """Read, answer, repeat, until the user leaves."""
-        import contextlib
-
-        with contextlib.suppress(ImportError):
-            pass
         print(f"stille {__version__} · {self.backend.name} · /help for commands, Ctrl-D to leave")
         while True:
             try:
