@@ -126,10 +126,12 @@ def main() -> int:
                 f"`make serve` took {again:.1f} s. The goal is our own choice.",
             )
         )
+        if options.json:
+            ledger.write(options.json, records)
         if not options.skip_test:
             started = time.perf_counter()
             if (status := subprocess.run(["make", "test"], cwd=clone, env=env).returncode) != 0:
-                raise SystemExit(f"make test ended with status {status}; nothing is recorded")
+                raise SystemExit(f"make test ended with status {status}; its time is not recorded")
             seconds = time.perf_counter() - started
             records.append(
                 ledger.measure(
