@@ -1,6 +1,7 @@
 """Fixtures that every part shares: the real default model, fetched once through the store into the usual cache."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,10 @@ import torch
 if not torch.cuda.is_available():
     # Before anything imports Triton: its interpreter runs the GPU kernels' tests on CPU tensors.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # A shell starts background jobs so, and children inherit it; the tests of Ctrl-C need it as a terminal has it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
