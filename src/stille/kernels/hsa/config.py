@@ -27,6 +27,12 @@ class HSAConfig:
         candidates: keys that a span of queries scores exactly; a coarse pass over leaf means picks them.
         candidates_from: keys in the sequence from which the coarse pass is used; below, every past key is scored.
         span: queries that share candidates, a multiple of 128.
+        tail: last queries that choose row by row: a tile that holds one of them scores every key by each of its rows and
+            ranks leaves by the largest share that any row gives them. A pooled query can miss what one row alone looks
+            for, and the end of a prompt holds the question. 0: none.
+        coverage: stop before the budget once this share of a tile's estimated mass is covered; None: spend the budget.
+            Tiles of the tail spend it always.
+        decode_leaf: keys that decode reads or leaves together: 16, 32 or 64.
         sinks: first keys, always read.
         local: keys right before the tile's own leaves, always read.
         residual: add an estimate of what was not read; also gives the share of mass that it stands for. It costs a pass
@@ -44,6 +50,9 @@ class HSAConfig:
     candidates: int = 16384
     candidates_from: int = 98304
     span: int = 512
+    tail: int = 128
+    coverage: float | None = None
+    decode_leaf: int = 16
     sinks: int = 128
     local: int = 256
     residual: bool = False
@@ -56,10 +65,17 @@ class HSAConfig:
             raise ConfigError(f"unit is {self.unit}: expected a power of two from 4 to 128")
         if self.codes not in ("keys", "sign"):
             raise ConfigError(f"codes is {self.codes!r}: expected 'keys' or 'sign'")
+        if self.decode_leaf not in (16, 32, 64):
+            raise ConfigError(f"decode_leaf is {self.decode_leaf}: expected 16, 32 or 64")
+        if self.tail < 0:
+            raise ConfigError(f"tail is {self.tail}: expected 0 or more queries")
+        if self.coverage is not None and not 0 < self.coverage <= 1:
+            raise ConfigError(f"coverage is {self.coverage}: expected a share above 0 and up to 1, or None")
         for name in ("budget", "candidates", "sinks", "local"):
             value = getattr(self, name)
-            if value < 0 or value % self.leaf:
-                raise ConfigError(f"{name} is {value}: expected a multiple of the leaf of {self.leaf}")
+            step = max(self.leaf, self.decode_leaf)
+            if value < 0 or value % step:
+                raise ConfigError(f"{name} is {value}: expected a multiple of the leaf of {step}")
         if self.span <= 0 or self.span % TILE:
             raise ConfigError(f"span is {self.span}: expected a positive multiple of {TILE}")
         least = self.sinks + self.local + TILE + self.leaf  # a tile that starts inside a leaf lies in one more

@@ -9,8 +9,10 @@ width, B leaves, T tiles of 128 queries, U units.
 3. Scores: a unit's mean query estimates the log-mass of each leaf, log sum_j exp(q . code_j). Masses become shares by a
    softmax over the leaves, and a tile adds the shares of its units. In long sequences a coarse pass over mean keys
    first narrows the leaves for a span of queries and its group of heads, so that scoring costs O(N).
-4. Selection: sinks, local window and the tile's own leaves always; then the best leaves up to the budget. Equal scores:
-   the earlier leaf.
+   Tiles at the end of the queries (`tail`) score all keys by each of their rows instead, and a leaf is worth its largest
+   share in any row.
+4. Selection: sinks, local window and the tile's own leaves always; then the best leaves up to the budget, or until
+   `coverage` of the tile's mass is read. Equal scores: the earlier leaf.
 5. Exact part: softmax attention over the selected leaves, causal.
 6. Residual, optional: a unit's mean query attends to all keys that its tile pruned. Each row shifts the mass of that by
    (q - mean q) . (its mean key), to first order, and merges it. This also gives the missed mass of each row.
@@ -101,13 +103,26 @@ def shares(log_mass: Tensor, allowed: Tensor) -> Tensor:
     return torch.softmax(log_mass.masked_fill(~allowed, -math.inf), -1).nan_to_num(0.0)
 
 
-def top_leaves(score: Tensor, allowed: Tensor, forced: Tensor, keep: int) -> Tensor:
-    """Bool like `score` [.., T, B]: forced leaves and the best allowed ones, `keep` in all."""
+def top_leaves(
+    score: Tensor, allowed: Tensor, forced: Tensor, keep: int, coverage: Tensor | float | None = None
+) -> Tensor:
+    """Bool like `score` [.., T, B]: forced leaves and the best allowed ones, `keep` in all.
+
+    With `coverage`, free leaves are left out once those of larger score and the forced ones reach that share.
+    """
     allowed, forced = allowed.expand_as(score), forced.expand_as(score)
     free = allowed & ~forced
     order = score.masked_fill(~free, -1.0).argsort(dim=-1, descending=True, stable=True)
     rank = order.argsort(-1)
-    return forced | (free & (rank < keep - forced.sum(-1, keepdim=True)))
+    chosen = free & (rank < keep - forced.sum(-1, keepdim=True))
+    if coverage is not None:
+        mass = score.masked_fill(~allowed, 0.0)
+        need = coverage * mass.sum(-1, keepdim=True) - mass.masked_fill(free, 0.0).sum(-1, keepdim=True)
+        ranked = mass.masked_fill(~free, 0.0).gather(-1, order)
+        larger = torch.searchsorted(-ranked, -ranked)  # leaves of larger score, in their order
+        before = pad(ranked.cumsum(-1), (1, 0)).gather(-1, larger).gather(-1, rank)
+        chosen &= before < need
+    return forced | chosen
 
 
 def candidate_leaves(q_HMD: Tensor, k_KND: Tensor, scale: float, config: HSAConfig) -> Tensor:
@@ -131,6 +146,19 @@ def candidate_leaves(q_HMD: Tensor, k_KND: Tensor, scale: float, config: HSAConf
     return chosen.repeat_interleave(per, 1)[:, :tiles] & past_leaves(tiles, leaves, start, config, dev)
 
 
+def tail_shares(q_HMD: Tensor, k_KND: Tensor, scale: float, config: HSAConfig) -> Tensor:
+    """[H, E, B]: a leaf's largest share in any row, for the last E tiles, those with one of the last `tail` queries."""
+    (heads, m, _), n = q_HMD.shape, k_KND.shape[1]
+    tiles, leaves = -(-m // TILE), -(-n // config.leaf)
+    first = max(0, m - config.tail) // TILE
+    rows = q_HMD[:, first * TILE :].float()
+    dots = torch.einsum("hmd,hnd->hmn", rows, k_KND.float().repeat_interleave(heads // k_KND.shape[0], 0)) * scale
+    log_mass = pad(dots, (0, -n % config.leaf), value=-math.inf).unflatten(-1, (leaves, config.leaf)).logsumexp(-1)
+    past = past_leaves(tiles, leaves, n - m, config, q_HMD.device)[first:].repeat_interleave(TILE, 0)
+    share = shares(log_mass, past[: rows.shape[1]])
+    return pad(share, (0, 0, 0, -rows.shape[1] % TILE)).unflatten(1, (-1, TILE)).amax(2)
+
+
 def select(q_HMD: Tensor, k_KND: Tensor, scale: float, config: HSAConfig) -> Tensor:
     """[H, T, B] bool: the leaves that each tile reads exactly."""
     (heads, m, _), (k_heads, n, _) = q_HMD.shape, k_KND.shape
@@ -147,7 +175,12 @@ def select(q_HMD: Tensor, k_KND: Tensor, scale: float, config: HSAConfig) -> Ten
     share = shares(log_mass, allowed.repeat_interleave(per, 1)[:, : units.shape[1]])
     share = pad(share, (0, 0, 0, tiles * per - units.shape[1])).view(heads, tiles, per, leaves).sum(2)
     # a forced leaf is read whether it is a candidate or not
-    return top_leaves(share, allowed, forced, config.budget // config.leaf)
+    chosen = top_leaves(share, allowed, forced, config.budget // config.leaf, config.coverage)
+    if config.tail:
+        share = tail_shares(q_HMD, k_KND, scale, config)
+        late, past = tiles - share.shape[1], past_leaves(tiles, leaves, start, config, dev)
+        chosen[:, late:] = top_leaves(share, past[late:], forced[late:], config.budget // config.leaf)
+    return chosen
 
 
 def attend(
