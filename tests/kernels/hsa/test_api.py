@@ -81,6 +81,16 @@ def test_wrong_shapes_are_refused():
         hsa_attention(q, k.to("meta"), v)
 
 
+def test_lengths_that_do_not_fit_are_refused():
+    q, k, v = make(batch=2)
+    with pytest.raises(ValueError, match="expected int32 or int64"):
+        hsa_attention(q, k, v, lengths_B=torch.tensor([700.0, 3.0]))
+    with pytest.raises(ValueError, match=r"expected int32 or int64 \(2,\)"):
+        hsa_attention(q, k, v, lengths_B=torch.tensor([700]))
+    with pytest.raises(ValueError, match="as many queries as keys"):
+        hsa_attention(q[:, :, 1:], k, v, lengths_B=torch.tensor([700, 3]))
+
+
 def test_what_the_kernels_do_not_take_is_refused():
     q, k, v = make()
     with pytest.raises(UnsupportedError, match="float64"):

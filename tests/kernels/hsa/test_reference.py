@@ -18,6 +18,7 @@ CHANGES = [
     {"codes": "sign", "residual": True},
     {"candidates_from": 0},
     {"candidates_from": 0, "span": 256, "unit": 64, "residual": True},
+    {"tail": 0},
 ]
 
 
@@ -84,6 +85,38 @@ def test_a_key_that_a_unit_looks_for_is_found(codes):
     assert chosen[:, 2000 // 128, 777 // 32].all()
 
 
+def test_the_tail_finds_what_one_row_alone_looks_for():
+    q, k = rand(2, 2000, 64, 31), rand(2, 2000, 64, 32)
+    row = 1990  # one of the last 128, in a tile of unrelated rows
+    k[:, 777] = q[:, row] / q[:, row].norm(dim=-1, keepdim=True) * 16
+    leaf = 777 // SMALL.leaf
+    assert ref.select(q, k, 0.125, SMALL)[:, row // 128, leaf].all()
+    pooled = ref.select(q, k, 0.125, dataclasses.replace(SMALL, tail=0))
+    assert not pooled[:, row // 128, leaf].all(), "the case is a hard one"
+    assert torch.equal(pooled[:, : 2000 // 128 - 1], ref.select(q, k, 0.125, SMALL)[:, : 2000 // 128 - 1])
+
+
+@settings(max_examples=10, deadline=None)
+@given(coverage=st.floats(0.05, 1.0), gain=st.floats(0.5, 4), seed=st.integers(0, 10**6))
+def test_coverage_reads_no_more_than_it_takes(coverage, gain, seed):
+    q, k = rand(2, 1200, 64, seed, gain), rand(1, 1200, 64, seed + 1, gain)
+    config = dataclasses.replace(SMALL, tail=0, coverage=coverage)
+    chosen, whole = ref.select(q, k, 0.125, config), ref.select(q, k, 0.125, dataclasses.replace(config, coverage=None))
+    assert (whole | ~chosen).all(), "a part of what the budget would read"
+    past = ref.past_leaves(*chosen.shape[1:], 0, config, q.device)
+    forced = ref.forced_leaves(*chosen.shape[1:], 0, config, q.device)
+    units = ref.pool_queries(q, 128)
+    dots = torch.einsum("hud,nd->hun", units, k[0]) * 0.125
+    mass = torch.nn.functional.pad(dots, (0, -1200 % 32), value=-torch.inf).unflatten(-1, (-1, 32)).logsumexp(-1)
+    share = ref.shares(mass, past)
+    read = (share * chosen).sum(-1)
+    stopped = chosen.sum(-1) < whole.sum(-1)
+    assert (read[stopped] >= coverage - 1e-4).all(), "where it stopped early, enough is read"
+    smallest = share.masked_fill(~chosen | forced, torch.inf).amin(-1)
+    spare = stopped & smallest.isfinite()
+    assert (read[spare] - smallest[spare] < coverage + 1e-4).all(), "without the last leaf it would be too little"
+
+
 def test_candidates_that_hold_everything_change_nothing():
     q, k = rand(4, 1000, 64, 17), rand(2, 1000, 64, 18)
     narrow = dataclasses.replace(SMALL, candidates=992, candidates_from=0)
@@ -119,6 +152,10 @@ def test_residual_helps_diffuse_heads_and_tells_what_was_missed():
         {"candidates": 512},
         {"span": 64},
         {"dense_below": -1},
+        {"tail": -1},
+        {"coverage": 0.0},
+        {"decode_leaf": 128},
+        {"leaf": 16, "decode_leaf": 64, "sinks": 16},
     ],
 )
 def test_contradictory_sizes_are_refused(wrong):

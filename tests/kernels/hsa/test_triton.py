@@ -34,6 +34,9 @@ CASES = [  # key heads, group, head width, keys, queries, changes of the config
     (1, 3, 64, 390, 390, {"leaf": 16, "unit": 64}),
     (2, 1, 256, 430, 100, {"leaf": 64}),
     (1, 2, 96, 520, 289, {"leaf": 32, "codes": "sign"}),
+    (1, 2, 64, 450, 450, {"coverage": 0.8, "tail": 0}),
+    (2, 2, 64, 500, 290, {"coverage": 0.9, "tail": 200, "codes": "sign"}),
+    (1, 4, 64, 500, 1, {"leaf": 64}),
     (1, 3, 64, 690, 690, NARROW),
     (1, 3, 64, 680, 500, {**NARROW, "unit": 32, "codes": "sign"}),
 ]
@@ -69,7 +72,7 @@ def test_kernels_follow_the_specification(case):
 
     q, k, v, scale, config = make(case, 2)
     want = ref.select(q, k, scale, config)
-    chosen = select(q, map_keys(k, config), scale, config, want_map=True)
+    chosen = select(q, map_keys(k, config), scale, config, k_KND=k, want_map=True)
     tiles, leaves = want.shape[1:]
     past = ref.past_leaves(tiles, leaves, k.shape[1] - q.shape[1], config, q.device)
     have = chosen.chosen_HTB.bool() & past
@@ -108,7 +111,7 @@ def test_residual(case):
 
     q, k, v, scale, config = make(case, 8)
     q, config = q / 3, dataclasses.replace(config, residual=True)
-    chosen = select(q, map_keys(k, config), scale, config, want_map=True)
+    chosen = select(q, map_keys(k, config), scale, config, k_KND=k, want_map=True)
     tiles, leaves = chosen.chosen_HTB.shape[1:]
     past = ref.past_leaves(tiles, leaves, k.shape[1] - q.shape[1], config, q.device)
     own = ref.forced_leaves(tiles, leaves, k.shape[1] - q.shape[1], config, q.device) & ~past
@@ -179,6 +182,20 @@ def test_attention_by_kernels_equals_the_reference(dim, leaf):
         torch.testing.assert_close(got.missed, torch.stack([w[2] for w in want]), atol=5e-2 if ON_GPU else 1e-3, rtol=0)
     else:
         assert got.missed is None
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_padded_rows_equal_each_alone(dense):
+    config = dataclasses.replace(SMALL, budget=640 if ON_GPU else 384, dense_below=4096 if dense else 0)
+    q, k, v = (torch.stack([like_neighbours(rand(h, 520, 64, 80 + i + h, 2)) for i in range(3)]) for h in (4, 2, 2))
+    lengths = torch.tensor([520, 391, 0], device=DEVICE)
+    q[1, :, 391:], k[1, :, 391:], v[1, :, 391:] = torch.nan, 1e4, 1e4  # padding may hold anything; NaN only in queries
+    got = hsa_attention(q, k, v, config, lengths_B=lengths)
+    for row, n in enumerate(lengths.tolist()):
+        assert (got[row, :, n:] == 0).all()
+        if n:
+            want = hsa_attention(q[row, :, :n][None], k[row, :, :n][None], v[row, :, :n][None], config)
+            torch.testing.assert_close(got[row, :, :n], want[0], atol=TOLERANCE, rtol=TOLERANCE)
 
 
 def test_addresses_beyond_31_bits():

@@ -26,6 +26,7 @@ def hsa_attention(
     config: HSAConfig | None = None,
     *,
     scale: float | None = None,
+    lengths_B: Tensor | None = None,
     return_details: Literal[False] = False,
 ) -> Tensor: ...
 @overload
@@ -36,6 +37,7 @@ def hsa_attention(
     config: HSAConfig | None = None,
     *,
     scale: float | None = None,
+    lengths_B: Tensor | None = None,
     return_details: Literal[True],
 ) -> HSAOutput: ...
 def hsa_attention(
@@ -45,6 +47,7 @@ def hsa_attention(
     config: HSAConfig | None = None,
     *,
     scale: float | None = None,
+    lengths_B: Tensor | None = None,
     return_details: bool = False,
 ) -> Tensor | HSAOutput:
     """Causal sparse attention, forward only; the queries are the last positions of the keys (chunked prefill).
@@ -61,6 +64,8 @@ def hsa_attention(
             is strided, or, on Hopper, if they are not contiguous or end inside a leaf.
         config: sizes; None: `HSAConfig()`.
         scale: factor of the scores; None: D ** -0.5.
+        lengths_B: int32 or int64 on the inputs' device: how many tokens of each row of the batch are real, from the
+            first on (right padding; as many queries as keys). Results of the rest are zeros. None: all.
         return_details: return an `HSAOutput` with log-sum-exp and missed mass.
 
     Returns:
@@ -80,22 +85,31 @@ def hsa_attention(
         out = torch.empty_like(q_BHTD)
         empty = torch.empty(batch, heads, m, device=out.device)
         return HSAOutput(out, empty, empty if config.residual else None) if return_details else out
+    padding_BT = None
+    if lengths_B is not None:
+        _check_lengths(lengths_B, q_BHTD, n)
+        padding_BT = torch.arange(m, device=lengths_B.device) >= lengths_B[:, None]
+        # What padding holds must not reach mean queries. The tile that it shares with real rows chooses row by row.
+        q_BHTD = q_BHTD.masked_fill(padding_BT[:, None, :, None], 0)
+        config = config if config.tail else replace(config, tail=1)
+    if n < config.dense_limit and not return_details:
+        out = _dense(q_BHTD, k_BKTD, v_BKTD, factor)
+        return out if padding_BT is None else out.masked_fill(padding_BT[:, None, :, None], 0)
     if n < config.dense_limit:
-        if not return_details:
-            return _dense(q_BHTD, k_BKTD, v_BKTD, factor)
         config = _covering(config, n)
     q_HMD, k_KND, v_KND = (x.flatten(0, 1) for x in (q_BHTD, k_BKTD, v_BKTD))
     q_HMD, k_KND, v_KND = (x if x.stride(-1) == 1 else x.contiguous() for x in (q_HMD, k_KND, v_KND))
     if runs_triton(q_BHTD):
-        out, lse, missed = _triton(q_HMD, k_KND, v_KND, factor, config)
+        out, lse, missed = _triton(q_HMD, k_KND, v_KND, factor, config, lengths_B)
     else:
-        out, lse, missed = reference.hsa_attention(q_HMD, k_KND, v_KND, config, factor)
-        out = out.to(q_BHTD.dtype)
-    out = out.view(q_BHTD.shape)
-    if not return_details:
-        return out
-    shares = missed.view(batch, heads, m) if config.residual and missed is not None else None
-    return HSAOutput(out, lse.view(batch, heads, m), shares)
+        out, lse, missed = _plain(q_HMD, k_KND, v_KND, factor, config, lengths_B)
+    out, lse = out.view(q_BHTD.shape), lse.view(batch, heads, m)
+    missed = missed.view(batch, heads, m) if config.residual and missed is not None else None
+    if padding_BT is not None:
+        out = out.masked_fill(padding_BT[:, None, :, None], 0)
+        lse = lse.masked_fill(padding_BT[:, None], 0)
+        missed = None if missed is None else missed.masked_fill(padding_BT[:, None], 0)
+    return HSAOutput(out, lse, missed) if return_details else out
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -131,6 +145,16 @@ def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
         )
 
 
+def _check_lengths(lengths: Tensor, q: Tensor, keys: int) -> None:
+    if lengths.shape != q.shape[:1] or lengths.dtype not in (torch.int32, torch.int64) or lengths.device != q.device:
+        raise ValueError(
+            f"lengths_B is {lengths.dtype} {tuple(lengths.shape)} on {lengths.device}: expected int32 or int64 "
+            f"({q.shape[0]},) on {q.device}."
+        )
+    if q.shape[2] != keys:
+        raise ValueError(f"lengths_B needs as many queries as keys, got {q.shape[2]} and {keys}.")
+
+
 def _dense(q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scale: float) -> Tensor:
     """Full causal attention of the last positions by torch."""
     m, n = q_BHTD.shape[2], k_BKTD.shape[2]
@@ -149,16 +173,36 @@ def _dense(q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scale: float) -> Tens
 def _covering(config: HSAConfig, n: int) -> HSAConfig:
     """The same with a budget for everything: dense attention by our kernels, which also give its log-sum-exp."""
     most = -(-(n + TILE) // config.leaf) * config.leaf
-    return replace(config, budget=max(config.budget, most), candidates_from=n + 1)
+    return replace(config, budget=max(config.budget, most), candidates_from=n + 1, tail=0, coverage=None)
+
+
+def _plain(
+    q_HMD: Tensor, k_KND: Tensor, v_KND: Tensor, scale: float, config: HSAConfig, lengths_B: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    if lengths_B is None:
+        out, lse, missed = reference.hsa_attention(q_HMD, k_KND, v_KND, config, scale)
+        return out.to(q_HMD.dtype), lse, missed
+    # With padding, a row of the batch at a time: the reference is there to be read.
+    out, lse = torch.zeros_like(q_HMD), torch.zeros(q_HMD.shape[:2], device=q_HMD.device)
+    missed, batch = torch.zeros_like(lse), lengths_B.shape[0]
+    heads, kv_heads = q_HMD.shape[0] // batch, k_KND.shape[0] // batch
+    for row, length in enumerate(min(n, q_HMD.shape[1]) for n in lengths_B.tolist()):
+        if length > 0:
+            q, k = slice(row * heads, (row + 1) * heads), slice(row * kv_heads, (row + 1) * kv_heads)
+            parts = reference.hsa_attention(q_HMD[q, :length], k_KND[k, :length], v_KND[k, :length], config, scale)
+            out[q, :length], lse[q, :length], missed[q, :length] = parts
+    return out, lse, missed
 
 
 def _triton(
-    q_HMD: Tensor, k_KND: Tensor, v_KND: Tensor, scale: float, config: HSAConfig
+    q_HMD: Tensor, k_KND: Tensor, v_KND: Tensor, scale: float, config: HSAConfig, lengths_B: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     from stille.kernels.hsa import triton_prefill, triton_residual, triton_select
 
     keys = triton_select.map_keys(k_KND, config)
-    chosen = triton_select.select(q_HMD, keys, scale, config, want_map=config.residual)
+    chosen = triton_select.select(
+        q_HMD, keys, scale, config, k_KND=k_KND, lengths_B=lengths_B, want_map=config.residual
+    )  # fmt: skip
     out = torch.empty(q_HMD.shape, device=q_HMD.device, dtype=q_HMD.dtype)
     if uses_gluon(q_HMD, config):
         from stille.kernels.hsa import triton_gluon

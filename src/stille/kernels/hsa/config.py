@@ -27,7 +27,7 @@ class HSAConfig:
         candidates: keys that a span of queries scores exactly; a coarse pass over leaf means picks them.
         candidates_from: keys in the sequence from which the coarse pass is used; below, every past key is scored.
         span: queries that share candidates, a multiple of 128.
-        tail: last queries that choose row by row: a tile that holds one of them scores every key by each of its rows and
+        tail: last queries that choose row by row: a tile with one of them scores every key by each of its rows, and
             ranks leaves by the largest share that any row gives them. A pooled query can miss what one row alone looks
             for, and the end of a prompt holds the question. 0: none.
         coverage: stop before the budget once this share of a tile's estimated mass is covered; None: spend the budget.

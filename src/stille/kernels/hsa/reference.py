@@ -9,7 +9,7 @@ width, B leaves, T tiles of 128 queries, U units.
 3. Scores: a unit's mean query estimates the log-mass of each leaf, log sum_j exp(q . code_j). Masses become shares by a
    softmax over the leaves, and a tile adds the shares of its units. In long sequences a coarse pass over mean keys
    first narrows the leaves for a span of queries and its group of heads, so that scoring costs O(N).
-   Tiles at the end of the queries (`tail`) score all keys by each of their rows instead, and a leaf is worth its largest
+   Tiles at the end of the queries (`tail`) score all keys by each of their rows instead; a leaf is worth its largest
    share in any row.
 4. Selection: sinks, local window and the tile's own leaves always; then the best leaves up to the budget, or until
    `coverage` of the tile's mass is read. Equal scores: the earlier leaf.

@@ -191,3 +191,38 @@ def span_share_kernel(
         p = tl.max(tl.reshape(p, [SPANS, SPAN_ROWS, STEP]), 1)
         out = share_ptr + (h * spans + span_out)[:, None] * leaves + (b + j)[None, :]
         tl.store(out, p, mask=(span_out < spans)[:, None] & (b + j < limit)[None, :])
+
+
+@triton.jit(do_not_specialize=["m", "n", "first"])
+def tail_mass_kernel(
+    q_ptr, k_ptr, length_ptr, mass_ptr, m, n, first, stride_qh, stride_qm, stride_kh, stride_kn, leaves, heads, factor,
+    G: tl.constexpr, TILE: tl.constexpr, TAIL: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    LEAF: tl.constexpr, STEP: tl.constexpr, HAS_LENGTH: tl.constexpr,
+):  # fmt: skip
+    """mass[h, e, row, leaf]: natural log-mass of past leaves for each row of a tile that holds a query of the tail.
+
+    Tile e counts from the end of the sequence; -inf for leaves not in the past of the tile and for rows that are none.
+    """
+    block, e, s = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    end = tl.load(length_ptr + s // heads).to(tl.int32) if HAS_LENGTH else m
+    tile = (end - 1) // TILE - e
+    least = tl.maximum(end - TAIL, 0) // TILE * TILE
+    row, d = tile * TILE + tl.arange(0, TILE), tl.arange(0, BLOCK_D)
+    ok = (row >= least) & (row < end)
+    own = (first + tile * TILE) // LEAF
+    step = block * STEP + tl.arange(0, STEP)
+    cell = (s * tl.num_programs(1) + e) * TILE + tl.arange(0, TILE)
+    out = mass_ptr + cell[:, None] * leaves + step[None, :]
+    mass = tl.full([TILE, STEP], float("-inf"), tl.float32)
+    if (tile * TILE >= least) & (block * STEP < own):
+        q_at = q_ptr + s * stride_qh + row.to(tl.int64)[:, None] * stride_qm + d[None, :]
+        q = tl.load(q_at, mask=ok[:, None] & (d < D)[None, :], other=0.0)
+        key = block * STEP * LEAF + tl.arange(0, STEP * LEAF)
+        k_at = k_ptr + (s // G) * stride_kh + key.to(tl.int64)[:, None] * stride_kn + d[None, :]
+        k = tl.load(k_at, mask=(key < n)[:, None] & (d < D)[None, :], other=0.0)
+        x = tl.dot(q, tl.trans(k), input_precision="ieee") * factor
+        x = tl.reshape(x, [TILE, STEP, LEAF])
+        top = tl.max(x, 2)
+        mass = (top + tl.log2(tl.sum(tl.exp2(x - top[:, :, None]), 2))) * 0.6931471805599453
+        mass = tl.where(ok[:, None] & (step < own)[None, :], mass, float("-inf"))
+    tl.store(out, mass, mask=(step < leaves)[None, :])

@@ -18,6 +18,7 @@ from stille.kernels.hsa.triton_score import (
     leaf_mass_kernel,
     span_share_kernel,
     summarise_kernel,
+    tail_mass_kernel,
     unit_means_kernel,
 )
 from stille.kernels.triton_support import next_power_of_2
@@ -26,21 +27,32 @@ LOG2_E = 1.4426950408889634
 SCORE_ROWS = 64  # rows of mean queries in a scoring program
 
 
-@triton.jit(do_not_specialize=["rows", "start", "m"])
+@triton.jit(do_not_specialize=["rows", "start", "m", "coverage", "tiles"])
 def select_kernel(
-    mass_ptr, centre_ptr, cand_ptr, cand_count_ptr, index_ptr, count_ptr, chosen_ptr, rows, row_stride, start, keep, m,
-    cand_width, tiles_per_cand, cand_spans, chosen_stride, index_stride,
-    SPAN: tl.constexpr, ROWS: tl.constexpr, G: tl.constexpr, W: tl.constexpr, TILE: tl.constexpr, LEAF: tl.constexpr,
-    SPAN_TILE: tl.constexpr, SINKS: tl.constexpr, LOCAL: tl.constexpr, HAS_CENTRE: tl.constexpr,
-    HAS_CAND: tl.constexpr, HAS_CHOSEN: tl.constexpr,
+    mass_ptr, centre_ptr, cand_ptr, cand_count_ptr, index_ptr, count_ptr, chosen_ptr, length_ptr, rows, row_stride,
+    start, keep, m, coverage, tiles, heads, cand_width, tiles_per_cand, cand_spans, chosen_stride, index_stride,
+    SPAN: tl.constexpr, TAIL: tl.constexpr, ROWS: tl.constexpr, G: tl.constexpr, W: tl.constexpr, TILE: tl.constexpr,
+    LEAF: tl.constexpr, SPAN_TILE: tl.constexpr, SINKS: tl.constexpr, LOCAL: tl.constexpr, HAS_CENTRE: tl.constexpr,
+    HAS_CAND: tl.constexpr, HAS_CHOSEN: tl.constexpr, HAS_COVERAGE: tl.constexpr, HAS_LENGTH: tl.constexpr,
 ):  # fmt: skip
     """Picks the best past leaves of a tile of one query head and writes their ids, ascending.
 
     With SPAN, TILE is a span of tiles of SPAN_TILE tokens, and `mass` holds shares already: it picks candidates.
+    With TAIL, programs are the tiles of the last TAIL queries, from the end, and `mass` holds shares too.
     The k-th best score is found by bisecting the bits of the (positive) floats: exact, deterministic, no sort.
     """
     t, s = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    tiles = tl.num_programs(0)
+    mass_ptr += (s * tl.num_programs(0) + t) * row_stride if SPAN or TAIL > 0 else 0
+    if HAS_LENGTH:
+        m = tl.load(length_ptr + s // heads).to(tl.int32)
+    if TAIL > 0:
+        t = (m - 1) // TILE - t
+        if (t < 0) | (t < tl.maximum(m - TAIL, 0) // TILE):
+            return
+    if HAS_LENGTH:  # noqa: SIM102 (settled when compiling)
+        if t * TILE >= m:  # padding: nothing is read
+            tl.store(count_ptr + s * tiles + t, 0)
+            return
     col = tl.arange(0, W)
     first = start + t * TILE
     own = first // LEAF
@@ -57,8 +69,8 @@ def select_kernel(
     else:
         leaf = col
     valid = leaf < bound
-    if SPAN:
-        score = tl.load(mass_ptr + (s * tiles + t) * row_stride + col, mask=leaf < own, other=0.0)
+    if SPAN or TAIL > 0:
+        score = tl.load(mass_ptr + col, mask=leaf < own, other=0.0)
     else:
         i = t * ROWS + tl.arange(0, ROWS)
         row = (s // G) * rows + i * G + s % G
@@ -80,7 +92,16 @@ def select_kernel(
     sure = bits > threshold  # nothing, if nothing is needed: then the threshold is the largest integer
     tie = bits == threshold
     ties = need - tl.sum(sure.to(tl.int32), 0)
-    chosen = forced | sure | (tie & (tl.cumsum(tie.to(tl.int32), 0) <= ties))
+    sure |= tie & (tl.cumsum(tie.to(tl.int32), 0) <= ties)
+    if HAS_COVERAGE:  # the largest threshold whose leaves reach the share wanted
+        mass = tl.where(free, score, 0.0)
+        lack = coverage * tl.sum(tl.where(valid, score, 0.0), 0) - tl.sum(tl.where(forced, score, 0.0), 0)
+        enough = 0
+        for i in range(31):
+            trial = enough | (1 << (30 - i))
+            enough = tl.where(tl.sum(tl.where(bits >= trial, mass, 0.0), 0) >= lack, trial, enough)
+        sure &= bits >= enough
+    chosen = forced | sure
     place = tl.cumsum(chosen.to(tl.int32), 0) - 1
     tl.store(index_ptr + (s * tiles + t) * index_stride + place, leaf, mask=chosen & (place < index_stride))
     tl.store(count_ptr + s * tiles + t, tl.minimum(tl.sum(chosen.to(tl.int32), 0), index_stride))
@@ -154,13 +175,24 @@ def map_keys(k_KND: Tensor, config: HSAConfig) -> KeyMap:
     return KeyMap(code, scale, mean, n)
 
 
-def select(q_HMD: Tensor, keys: KeyMap, scale: float, config: HSAConfig, *, want_map: bool = False) -> Selection:
+def select(
+    q_HMD: Tensor,
+    keys: KeyMap,
+    scale: float,
+    config: HSAConfig,
+    *,
+    k_KND: Tensor | None = None,
+    lengths_B: Tensor | None = None,
+    want_map: bool = False,
+) -> Selection:
     """The leaves that each tile of 128 queries reads; see `reference.select`.
 
     Args:
         q_HMD: the last M of the N positions.
         keys: of `map_keys` with the same config.
         scale: factor of the scores.
+        k_KND: the keys, which the tail scores; needed where the map holds codes instead.
+        lengths_B: queries (and keys) that each of B equal groups of heads really has; None: M.
         want_map: fill `chosen_HTB`.
     """
     heads, m, dim = q_HMD.shape
@@ -216,13 +248,47 @@ def select(q_HMD: Tensor, keys: KeyMap, scale: float, config: HSAConfig, *, want
     if want_map:  # with candidates, most leaves are never looked at
         chosen = (torch.zeros if has_cand else torch.empty)(heads, tiles, leaves, device=dev, dtype=torch.uint8)
     per_tile, w = TILE // unit, next_power_of_2(width)
-    select_kernel[(tiles, heads)](
-        mass, centre, cand, cand_count, index, count, count if chosen is None else chosen, rows, mass.stride(1), start,
-        keep, m, width, config.span // TILE, spans, leaves, keep, SPAN=False, ROWS=per_tile, G=groups, W=w, TILE=TILE,
-        LEAF=leaf, SPAN_TILE=TILE, SINKS=config.sinks // leaf, LOCAL=config.local // leaf, HAS_CENTRE=sign,
-        HAS_CAND=has_cand, HAS_CHOSEN=want_map, num_warps=_select_warps(w * max(1, per_tile // 2)),
+    lengths, batch = (count, 1) if lengths_B is None else (lengths_B, lengths_B.shape[0])
+    forced = dict(
+        TILE=TILE, LEAF=leaf, SPAN_TILE=TILE, SINKS=config.sinks // leaf, LOCAL=config.local // leaf,
+        HAS_CHOSEN=want_map, HAS_LENGTH=lengths_B is not None,
     )  # fmt: skip
+    select_kernel[(tiles, heads)](
+        mass, centre, cand, cand_count, index, count, count if chosen is None else chosen, lengths, rows,
+        mass.stride(1), start, keep, m, config.coverage or 1.0, tiles, heads // batch, width, config.span // TILE,
+        spans, leaves, keep, SPAN=False, TAIL=0, ROWS=per_tile, G=groups, W=w, HAS_CENTRE=sign, HAS_CAND=has_cand,
+        HAS_COVERAGE=config.coverage is not None, num_warps=_select_warps(w * max(1, per_tile // 2)), **forced,
+    )  # fmt: skip
+    if config.tail:
+        share = _tail_shares(q_HMD, keys.code_KND if k_KND is None else k_KND, keys.n, lengths_B, factor, config)
+        select_kernel[(share.shape[1], heads)](
+            share, share, cand, cand_count, index, count, count if chosen is None else chosen, lengths, 0, leaves,
+            start, keep, m, 1.0, tiles, heads // batch, leaves, 1, 0, leaves, keep, SPAN=False, TAIL=config.tail,
+            ROWS=1, G=groups, W=next_power_of_2(leaves), HAS_CENTRE=False, HAS_CAND=False, HAS_COVERAGE=False,
+            num_warps=_select_warps(next_power_of_2(leaves)), **forced,
+        )  # fmt: skip
     return Selection(index, count, chosen, mean_q, units)
+
+
+def _tail_shares(
+    q_HMD: Tensor, k_KND: Tensor, n: int, lengths_B: Tensor | None, factor: float, config: HSAConfig
+) -> Tensor:
+    """[H, E, leaves]: largest share of each leaf in any row of the E last tiles, counted from the end."""
+    heads, m, dim = q_HMD.shape
+    leaf, leaves, batch = config.leaf, triton.cdiv(n, config.leaf), 1 if lengths_B is None else lengths_B.shape[0]
+    # Where the end is not known here, the tail may straddle one tile more.
+    late = triton.cdiv(m, TILE) - max(0, m - config.tail) // TILE
+    late = late if lengths_B is None else min(triton.cdiv(m, TILE), triton.cdiv(config.tail, TILE) + 1)
+    mass = torch.empty(heads, late, TILE, leaves, device=q_HMD.device, dtype=torch.float32)
+    step = max(1, 128 // leaf)
+    tail_mass_kernel[(triton.cdiv(leaves, step), late, heads)](
+        q_HMD, k_KND, mass if lengths_B is None else lengths_B, mass, m, n, n - m, q_HMD.stride(0), q_HMD.stride(1),
+        k_KND.stride(0), k_KND.stride(1), leaves, heads // batch, factor, G=heads // k_KND.shape[0], TILE=TILE,
+        TAIL=config.tail, D=dim, BLOCK_D=next_power_of_2(dim), LEAF=leaf, STEP=step,
+        HAS_LENGTH=lengths_B is not None, num_warps=8,
+    )  # fmt: skip
+    nothing = mass.amax(-1, keepdim=True) == float("-inf")  # a row without a past leaf; NaN of real rows stays
+    return torch.softmax(mass, -1).masked_fill_(nothing, 0.0).amax(2)
 
 
 def _candidates(
@@ -244,9 +310,10 @@ def _candidates(
     cand = torch.empty(k_heads, spans, width, device=mean_q.device, dtype=torch.int32)
     count = torch.empty(k_heads, spans, device=mean_q.device, dtype=torch.int32)
     select_kernel[(spans, k_heads)](
-        share, share, cand, count, cand, count, count, rows, leaves, start, width, m, 0, 1, 0, 0, width, SPAN=True,
-        ROWS=1, G=groups, W=w, TILE=config.span, LEAF=leaf, SPAN_TILE=TILE, SINKS=config.sinks // leaf,
-        LOCAL=config.local // leaf, HAS_CENTRE=False, HAS_CAND=False, HAS_CHOSEN=False, num_warps=_select_warps(w),
+        share, share, cand, count, cand, count, count, count, rows, leaves, start, width, m, 1.0, spans, 1, 0, 1, 0, 0,
+        width, SPAN=True, TAIL=0, ROWS=1, G=groups, W=w, TILE=config.span, LEAF=leaf, SPAN_TILE=TILE,
+        SINKS=config.sinks // leaf, LOCAL=config.local // leaf, HAS_CENTRE=False, HAS_CAND=False, HAS_CHOSEN=False,
+        HAS_COVERAGE=False, HAS_LENGTH=False, num_warps=_select_warps(w),
     )  # fmt: skip
     return cand, count
 
