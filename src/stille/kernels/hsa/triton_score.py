@@ -224,5 +224,6 @@ def tail_mass_kernel(
         x = tl.reshape(x, [TILE, STEP, LEAF])
         top = tl.max(x, 2)
         mass = (top + tl.log2(tl.sum(tl.exp2(x - top[:, :, None]), 2))) * 0.6931471805599453
+        mass = tl.where(mass == mass, mass, 1e30)  # a leaf that holds NaN is chosen, not hidden
         mass = tl.where(ok[:, None] & (step < own)[None, :], mass, float("-inf"))
     tl.store(out, mass, mask=(step < leaves)[None, :])

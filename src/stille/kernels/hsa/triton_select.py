@@ -287,8 +287,7 @@ def _tail_shares(
         TAIL=config.tail, D=dim, BLOCK_D=next_power_of_2(dim), LEAF=leaf, STEP=step,
         HAS_LENGTH=lengths_B is not None, num_warps=8,
     )  # fmt: skip
-    nothing = mass.amax(-1, keepdim=True) == float("-inf")  # a row without a past leaf; NaN of real rows stays
-    return torch.softmax(mass, -1).masked_fill_(nothing, 0.0).amax(2)
+    return torch.softmax(mass, -1).nan_to_num_(0.0).amax(2)  # rows without a past leaf have no shares
 
 
 def _candidates(
