@@ -1,13 +1,14 @@
 """The model: configuration, decoder, checkpoints in and out.
 
 Importing this package registers the architecture with transformers: `AutoConfig`, `AutoModel` and
-`AutoModelForCausalLM` then load saved Stille folders.
+`AutoModelForCausalLM` then load saved Stille folders, and any model takes `attn_implementation="hsa"`.
 """
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from stille.model.config import StilleConfig
 from stille.model.decoder import StilleForCausalLM, StilleModel
+from stille.model.hf_hsa import register_hsa
 from stille.model.load import LoadedModel, load_config, load_model, load_tokenizer
 
 AutoConfig.register(StilleConfig.model_type, StilleConfig, exist_ok=True)
@@ -22,4 +23,5 @@ __all__ = [
     "load_config",
     "load_model",
     "load_tokenizer",
+    "register_hsa",
 ]
