@@ -3,16 +3,20 @@
 from dataclasses import replace
 from functools import lru_cache
 from importlib import import_module
-from typing import Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from stille.errors import UnsupportedError
-from stille.kernels.hsa import reference
+from stille.kernels.hsa import autograd, reference
 from stille.kernels.hsa.config import TILE, HSAConfig, HSAOutput
 from stille.kernels.triton_support import IN_TRITON, interpreting, require_triton, runs_triton
+
+if TYPE_CHECKING:
+    from stille.kernels.hsa.triton_residual import Residual
+    from stille.kernels.hsa.triton_select import Selection
 
 MAX_GROUP = 64
 MAX_DIM = 256
@@ -50,7 +54,10 @@ def hsa_attention(
     lengths_B: Tensor | None = None,
     return_details: bool = False,
 ) -> Tensor | HSAOutput:
-    """Causal sparse attention, forward only; the queries are the last positions of the keys (chunked prefill).
+    """Causal sparse attention; the queries are the last positions of the keys (chunked prefill).
+
+    Differentiable once, through what was read and through the residual; the selection is a constant. Missed mass is not
+    differentiated. Equal inputs give equal gradients, bit by bit.
 
     Sequences shorter than `config.dense_limit` go to torch's scaled_dot_product_attention. Nothing waits for the GPU,
     and launches depend on shapes only, so the call can be captured in a CUDA graph after one call outside of it.
@@ -73,8 +80,7 @@ def hsa_attention(
 
     Raises:
         ValueError: shapes or devices do not fit.
-        UnsupportedError: a dtype, head width or group that the kernels do not take; an input that requires a gradient
-            (there is no backward yet); CUDA tensors without Triton.
+        UnsupportedError: a dtype, head width or group that the kernels do not take; CUDA tensors without Triton.
     """
     config = HSAConfig() if config is None else config
     _check(q_BHTD, k_BKTD, v_BKTD)
@@ -99,8 +105,11 @@ def hsa_attention(
         config = _covering(config, n)
     q_HMD, k_KND, v_KND = (x.flatten(0, 1) for x in (q_BHTD, k_BKTD, v_BKTD))
     q_HMD, k_KND, v_KND = (x if x.stride(-1) == 1 else x.contiguous() for x in (q_HMD, k_KND, v_KND))
-    if runs_triton(q_BHTD):
-        out, lse, missed = _triton(q_HMD, k_KND, v_KND, factor, config, lengths_B)
+    graded = autograd.wanted(q_HMD, k_KND, v_KND)
+    if runs_triton(q_BHTD) and graded:
+        out, lse, missed = autograd.by_kernels(_triton, q_HMD, k_KND, v_KND, factor, config, lengths_B)
+    elif runs_triton(q_BHTD):
+        out, lse, missed, _, _ = _triton(q_HMD, k_KND, v_KND, factor, config, lengths_B)
     else:
         out, lse, missed = _plain(q_HMD, k_KND, v_KND, factor, config, lengths_B)
     out, lse = out.view(q_BHTD.shape), lse.view(batch, heads, m)
@@ -139,10 +148,6 @@ def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
         raise UnsupportedError(
             f"{q.shape[1]} query heads on {k.shape[1]} key/value heads: at most {MAX_GROUP} to one are supported."
         )
-    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-        raise UnsupportedError(
-            "HSA has no backward yet, and an input requires a gradient: call it under torch.no_grad(), or detach."
-        )
 
 
 def _check_lengths(lengths: Tensor, q: Tensor, keys: int) -> None:
@@ -179,8 +184,9 @@ def _covering(config: HSAConfig, n: int) -> HSAConfig:
 def _plain(
     q_HMD: Tensor, k_KND: Tensor, v_KND: Tensor, scale: float, config: HSAConfig, lengths_B: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
+    attend = autograd.by_reference if autograd.wanted(q_HMD, k_KND, v_KND) else reference.hsa_attention
     if lengths_B is None:
-        out, lse, missed = reference.hsa_attention(q_HMD, k_KND, v_KND, config, scale)
+        out, lse, missed = attend(q_HMD, k_KND, v_KND, config, scale)
         return out.to(q_HMD.dtype), lse, missed
     # With padding, a row of the batch at a time: the reference is there to be read.
     out, lse = torch.zeros_like(q_HMD), torch.zeros(q_HMD.shape[:2], device=q_HMD.device)
@@ -189,14 +195,15 @@ def _plain(
     for row, length in enumerate(min(n, q_HMD.shape[1]) for n in lengths_B.tolist()):
         if length > 0:
             q, k = slice(row * heads, (row + 1) * heads), slice(row * kv_heads, (row + 1) * kv_heads)
-            parts = reference.hsa_attention(q_HMD[q, :length], k_KND[k, :length], v_KND[k, :length], config, scale)
+            parts = attend(q_HMD[q, :length], k_KND[k, :length], v_KND[k, :length], config, scale)
             out[q, :length], lse[q, :length], missed[q, :length] = parts
     return out, lse, missed
 
 
 def _triton(
     q_HMD: Tensor, k_KND: Tensor, v_KND: Tensor, scale: float, config: HSAConfig, lengths_B: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor | None, "Selection", "Residual | None"]:
+    """Output, log-sum-exp, missed mass; then what the backward pass needs."""
     from stille.kernels.hsa import triton_prefill, triton_residual, triton_select
 
     keys = triton_select.map_keys(k_KND, config)
@@ -207,14 +214,15 @@ def _triton(
     if uses_gluon(q_HMD, config):
         from stille.kernels.hsa import triton_gluon
 
-        return *triton_gluon.prefill(q_HMD, k_KND, v_KND, chosen, scale, config.leaf, out=out), None
+        return *triton_gluon.prefill(q_HMD, k_KND, v_KND, chosen, scale, config.leaf, out=out), None, chosen, None
     rest = None
     if config.residual:
         groups = q_HMD.shape[0] // k_KND.shape[0]
         rest = triton_residual.residual(k_KND, v_KND, chosen, q_HMD.shape[1], groups, scale, config)
-    return triton_prefill.prefill(
+    exact = triton_prefill.prefill(
         q_HMD, k_KND, v_KND, chosen, scale, config.leaf, config.unit, residual=rest, out=out
     )  # fmt: skip
+    return *exact, chosen, rest
 
 
 def uses_gluon(q_HMD: Tensor, config: HSAConfig) -> bool:

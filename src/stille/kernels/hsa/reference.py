@@ -215,9 +215,9 @@ def attend(
             past = torch.arange(end, device=dev) < (start + rows.start) // config.leaf * config.leaf
             res_out, res_lse = residual(q[:, rows], keys, values, past & ~read[:, 0], scale, config)
             total = torch.logaddexp(tile_lse, res_lse)
-            missed[:, rows] = (res_lse - total).exp()
-            tile_out = tile_out * (tile_lse - total).exp()[..., None] + res_out * missed[:, rows, None]
-            tile_lse = total
+            share = (res_lse - total).exp()
+            tile_out = tile_out * (tile_lse - total).exp()[..., None] + res_out * share[..., None]
+            tile_lse, missed[:, rows] = total, share
         out[:, rows], lse[:, rows] = tile_out, tile_lse
     return out, lse, missed
 

@@ -95,7 +95,7 @@ def residual(
     rows = chosen.units * groups
     log = torch.empty(heads, rows, device=k_KND.device, dtype=torch.float32)
     res_v = torch.empty(heads, rows, dim, device=k_KND.device, dtype=k_KND.dtype)
-    res_k = torch.empty_like(res_v)
+    res_k = torch.empty_like(res_v, dtype=torch.float32)  # q . k is taken off the mass and put back: no roundings
     units = max(1, ROWS // groups)
     residual_kernel[(triton.cdiv(chosen.units, units), heads)](
         chosen.unit_means_KRD, k_KND, v_KND, chosen.chosen_HTB, log, res_v, res_k, k_KND.stride(0), k_KND.stride(1),
