@@ -1,0 +1,253 @@
+"""The decoder for training an adapter quickly: frozen weights plus low-rank updates, full attention.
+
+The update is added to the weights once a step (bf16), not to the activations, so training sees exactly the weights
+that `export.py` writes. Everything but attention runs on a fixed number of flat tokens and is compiled once for all
+context lengths.
+
+LoRA: https://arxiv.org/abs/2106.09685; a higher rate for B than for A: https://arxiv.org/abs/2402.12354.
+Shapes: L layers, N tokens of a step, B sequences, T tokens, C width, R rank, S rows whose next token is learnt.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from stille.model import StilleConfig, StilleForCausalLM
+from stille.model.rope import RotaryEmbedding
+
+PROJECTIONS = {
+    "q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "o_proj": "self_attn",
+    "gate_proj": "mlp", "up_proj": "mlp", "down_proj": "mlp",
+}  # fmt: skip
+SHARD_BYTES = 15_000_000
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    x32 = x.float()
+    return weight * (x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+def rotate(x_NHD: Tensor, cos_ND: Tensor, sin_ND: Tensor) -> Tensor:
+    first, second = x_NHD.chunk(2, dim=-1)
+    return x_NHD * cos_ND[:, None] + torch.cat((-second, first), dim=-1) * sin_ND[:, None]
+
+
+def before_attention(
+    x: Tensor, norm: Tensor, qkv: Tensor, cos: Tensor, sin: Tensor, eps: float, heads: int, kv_heads: int, dim: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = F.linear(rms_norm(x, norm, eps), qkv).split([heads * dim, kv_heads * dim, kv_heads * dim], dim=-1)
+    q, k, v = (part.unflatten(-1, (-1, dim)) for part in (q, k, v))
+    return rotate(q, cos, sin), rotate(k, cos, sin), v.contiguous()
+
+
+def after_attention(
+    x: Tensor, o: Tensor, out: Tensor, norm: Tensor, gate_up: Tensor, down: Tensor, eps: float
+) -> Tensor:
+    x = x + F.linear(o, out)
+    gate, up = F.linear(rms_norm(x, norm, eps), gate_up).chunk(2, dim=-1)
+    return x + F.linear(F.silu(gate) * up, down)
+
+
+class ProbeNetwork(nn.Module):
+    """A decoder whose only parameters are low-rank updates of all linear layers.
+
+    Args:
+        model: the base, in fp32; its weights are copied.
+        config: of the network: the base's, with the rotary base and the context that are to be trained.
+        rank: R.
+        dtype: of the arithmetic.
+        device: of everything.
+        compiled: compile what lies between the attentions.
+    """
+
+    def __init__(
+        self, model: StilleForCausalLM, config: StilleConfig, rank: int, dtype: torch.dtype, device: str, compiled: bool
+    ):
+        super().__init__()
+        self.config, self.rank, self.dtype, self.device = config, rank, dtype, device
+        layers = list(model.model.layers)
+        self.base: dict[str, Tensor] = {}
+        self.A, self.B = nn.ParameterDict(), nn.ParameterDict()
+        for name, block in PROJECTIONS.items():
+            weight = torch.stack([getattr(getattr(layer, block), name).weight.detach() for layer in layers])
+            self.base[name] = weight.float().to(device)
+            count, rows, columns = weight.shape
+            self.A[name] = nn.Parameter(torch.randn(count, rank, columns, device=device) * columns**-0.5)
+            self.B[name] = nn.Parameter(torch.zeros(count, rows, rank, device=device))
+        norms = ("input_layernorm", "post_attention_layernorm")
+        self.norms = [[getattr(layer, n).weight.detach().to(device, dtype) for n in norms] for layer in layers]
+        self.final_norm = model.model.norm.weight.detach().to(device, dtype)
+        self.embedding = model.model.embed_tokens.weight.detach().to(device, dtype)
+        tied = config.tie_word_embeddings
+        self.head = self.embedding if tied else model.lm_head.weight.detach().to(device, dtype)
+        self._rotary = RotaryEmbedding(config)
+        self._tables: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self._before: Any = torch.compile(before_attention, dynamic=False) if compiled else before_attention
+        self._after: Any = torch.compile(after_attention, dynamic=False) if compiled else after_attention
+        self.attend: Callable[[Tensor, Tensor, Tensor], Tensor] = plain_attention
+
+    def weights(self) -> dict[str, tuple[Tensor, ...]]:
+        """The updated weights of every layer in `dtype`, differentiable; those that share an input are joined."""
+        new = {name: merge(self.base[name], self.A[name], self.B[name], self.dtype) for name in PROJECTIONS}
+        qkv = torch.cat([new["q_proj"], new["k_proj"], new["v_proj"]], dim=1)
+        gate_up = torch.cat([new["gate_proj"], new["up_proj"]], dim=1)
+        # unbind: one stacked gradient each, where indexing would add up L full-size ones
+        return {"qkv": qkv.unbind(0), "out": new["o_proj"].unbind(0), "gate_up": gate_up.unbind(0),
+                "down": new["down_proj"].unbind(0)}  # fmt: skip
+
+    def _table(self, batch: int, length: int) -> tuple[Tensor, Tensor]:
+        if (batch, length) not in self._tables:
+            cos, sin = self._rotary(torch.arange(length))
+            self._tables[batch, length] = (
+                cos.to(self.dtype).repeat(batch, 1).to(self.device),
+                sin.to(self.dtype).repeat(batch, 1).to(self.device),
+            )
+        return self._tables[batch, length]
+
+    def forward(self, ids_BT: Tensor, rows_S: Tensor) -> Tensor:
+        """Logits of chosen tokens.
+
+        Args:
+            ids_BT: int64.
+            rows_S: int64, positions in the flattened B * T whose logits are wanted.
+
+        Returns:
+            logits_SV in `dtype`.
+        """
+        config = self.config
+        batch, length = ids_BT.shape
+        cos, sin = self._table(batch, length)
+        x = F.embedding(ids_BT.reshape(-1), self.embedding)
+        weights = self.weights()
+        shape = (config.rms_norm_eps, config.num_attention_heads, config.num_key_value_heads, config.head_dim)
+        for layer, (norm, post_norm) in enumerate(self.norms):
+            q, k, v = self._before(x, norm, weights["qkv"][layer], cos, sin, *shape)
+            q, k, v = (part.view(batch, length, -1, config.head_dim).transpose(1, 2) for part in (q, k, v))
+            o = self.attend(q, k, v).transpose(1, 2).reshape(x.shape[0], -1)
+            x = self._after(
+                x, o, weights["out"][layer], post_norm, weights["gate_up"][layer], weights["down"][layer], shape[0]
+            )
+        return F.linear(rms_norm(x[rows_S], self.final_norm, config.rms_norm_eps), self.head)
+
+    def choose_attention(self, batch: int, length: int) -> str:
+        """Take the fastest of torch's dense attentions that agree, timed forward and backward at this shape."""
+        if self.device == "cpu":
+            return "plain"
+        config, best = self.config, (float("inf"), "plain")
+        make = lambda heads: torch.randn(  # noqa: E731
+            batch, length, heads, config.head_dim, device=self.device, dtype=self.dtype
+        ).transpose(1, 2).requires_grad_()  # fmt: skip
+        q, k, v = make(config.num_attention_heads), make(config.num_key_value_heads), make(config.num_key_value_heads)
+        grad = torch.randn_like(q)
+        expected: list[Tensor] | None = None
+        for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION):
+            for expand in (False, True):
+                attend = make_attention(backend, expand)
+                try:
+                    for trial in range(4):
+                        if trial == 1:
+                            torch.cuda.synchronize()
+                            start = time.perf_counter()
+                        out = attend(q, k, v)
+                        found = [out.detach(), *torch.autograd.grad(out, (q, k, v), grad)]
+                    torch.cuda.synchronize()
+                    seconds = (time.perf_counter() - start) / 3
+                except RuntimeError:
+                    continue
+                if expected is None:
+                    expected = found
+                if any((a - b).norm() > 0.02 * b.norm() for a, b in zip(found, expected, strict=True)):
+                    continue
+                if seconds < best[0]:
+                    best = (seconds, f"{backend.name.lower()}{', keys expanded' if expand else ''}")
+                    self.attend = attend
+        return f"{best[1]} ({best[0] * 1e3:.2f} ms a layer)"
+
+    @torch.no_grad()
+    def round_adapter(self) -> None:
+        """Round the adapter to bf16, as it is stored, so that what is tested is what is kept."""
+        for parameter in self.parameters():
+            parameter.copy_(parameter.bfloat16())
+
+
+def merge(base: Tensor, A: Tensor, B: Tensor, dtype: torch.dtype) -> Tensor:
+    """base + B A in fp32, rounded once. base [.., out, in], A [.., R, in], B [.., out, R]."""
+    return (base + B @ A).to(dtype)
+
+
+def plain_attention(q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q_BHTD, k_BKTD, v_BKTD, is_causal=True, enable_gqa=True)
+
+
+def make_attention(backend: SDPBackend, expand: bool) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def attend(q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor) -> Tensor:
+        if expand:
+            groups = q_BHTD.shape[1] // k_BKTD.shape[1]
+            k_BKTD, v_BKTD = (x.repeat_interleave(groups, dim=1) for x in (k_BKTD, v_BKTD))
+        with sdpa_kernel(backend):
+            return F.scaled_dot_product_attention(q_BHTD, k_BKTD, v_BKTD, is_causal=True, enable_gqa=not expand)
+
+    return attend
+
+
+def probe_config(base: StilleConfig, theta: float, context: int) -> StilleConfig:
+    """The base's configuration with another rotary base and context."""
+    values = base.to_dict()
+    values["rope_parameters"] = {"rope_type": "default", "rope_theta": theta}
+    values["max_position_embeddings"] = context
+    return StilleConfig.from_dict(values)
+
+
+def save_adapter(network: ProbeNetwork, folder: Path) -> list[Path]:
+    """Write the adapter in bf16 as `adapter-N.safetensors` of at most 15 MB, under PEFT's names."""
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for layer in range(network.config.num_hidden_layers):
+        tensors = {}
+        for name, block in PROJECTIONS.items():
+            prefix = f"base_model.model.model.layers.{layer}.{block}.{name}"
+            tensors[f"{prefix}.lora_A.weight"] = network.A[name][layer].detach().bfloat16().cpu().contiguous()
+            tensors[f"{prefix}.lora_B.weight"] = network.B[name][layer].detach().bfloat16().cpu().contiguous()
+        nbytes = sum(tensor.nbytes for tensor in tensors.values())
+        if size + nbytes > SHARD_BYTES and shards[-1]:
+            shards.append({})
+            size = 0
+        shards[-1].update(tensors)
+        size += nbytes
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for number, tensors in enumerate(shards, 1):
+        file = folder / f"adapter-{number}.safetensors"
+        save_file(tensors, file.with_suffix(".tmp"))
+        file.with_suffix(".tmp").replace(file)
+        files.append(file)
+    return files
+
+
+def read_adapter(folder: Path) -> dict[str, Tensor]:
+    """All tensors of an adapter folder."""
+    files = sorted(folder.glob("adapter-*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{folder} has no adapter-N.safetensors")
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        tensors.update(load_file(file))
+    return tensors
+
+
+@torch.no_grad()
+def load_adapter(network: ProbeNetwork, folder: Path) -> None:
+    """Continue from a saved adapter of the same rank."""
+    tensors = read_adapter(folder)
+    for layer in range(network.config.num_hidden_layers):
+        for name, block in PROJECTIONS.items():
+            prefix = f"base_model.model.model.layers.{layer}.{block}.{name}"
+            network.A[name][layer].copy_(tensors[f"{prefix}.lora_A.weight"])
+            network.B[name][layer].copy_(tensors[f"{prefix}.lora_B.weight"])
