@@ -280,9 +280,11 @@ def backward_config(k: Tensor, leaf: int) -> BackwardConfig:
     hopper = not interpreting() and torch.cuda.get_device_capability(k.device)[0] >= 9 and shared > 200 << 10
     if hopper and leaf == 64 and dim == k.shape[-1] and dim in (64, 128):
         return BackwardConfig(128, 64, 8, 2, 64, 4, 2 if dim == 128 else 3, tma=True)
+    if hopper and leaf == 64 and dim == 256:
+        return BackwardConfig(64, 64, 8, 1, 32, 8, 2, tma=True)
     if wide or dim > 128 or shared < 128 << 10:
         return BackwardConfig(64, max(32, leaf), 8, 1, 32 if dim > 128 else 64, 8, 1)
-    return BackwardConfig(128, 64 if leaf < 64 else leaf, 8, 2, 64, 8 if leaf == 128 else 4, 2)
+    return BackwardConfig(128, max(64, leaf), 8, 2, 64, 8 if leaf == 128 else 4, 2)
 
 
 @dataclass
@@ -371,7 +373,7 @@ def backward_q(
     (heads, m, dim), (k_heads, n, _) = q_HMD.shape, k_KND.shape
     config = backward_config(k_KND, leaf) if config is None else config
     dq = torch.empty(heads, m, dim, device=q_HMD.device, dtype=q_HMD.dtype)
-    tma = config.tma and n % leaf == 0 and _whole(k_KND) and _whole(v_KND)
+    tma = config.tma and n % leaf == 0 and dim == next_power_of_2(dim) and _whole(k_KND) and _whole(v_KND)
     keys, values = (_rows_descriptor(x, leaf) for x in (k_KND, v_KND)) if tma else (k_KND, v_KND)
     dq_kernel[(triton.cdiv(m, config.dq_rows), heads)](
         q_HMD, keys, values, do_HMD, rows.log_HTM, rows.delta_HTM, dq, chosen.index_HTL, chosen.count_HT,
@@ -403,7 +405,7 @@ def backward_kv(
     dk, dv = (torch.empty(k_heads, n, dim, device=k_KND.device, dtype=k_KND.dtype) for _ in range(2))
     slots, lists, block_d = read_by.slot_leaf.shape[0], read_by.slot_start.shape[0], next_power_of_2(dim)
     part = torch.empty(slots, 2, leaf, dim, device=k_KND.device, dtype=torch.float32)
-    tma = config.tma and m % TILE == 0 and _whole(q_HMD) and _whole(do_HMD)
+    tma = config.tma and m % TILE == 0 and dim == block_d and _whole(q_HMD) and _whole(do_HMD)
     q, do = (_rows_descriptor(x, config.dkv_rows) for x in (q_HMD, do_HMD)) if tma else (q_HMD, do_HMD)
     leaves = triton.cdiv(n, leaf)
     dkv_kernel[(slots + lists,)](
