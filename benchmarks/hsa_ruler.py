@@ -27,7 +27,7 @@ from stille.errors import StilleError
 from stille.evals import protocol, report, ruler, statistics
 from stille.evals.protocol import Answer, AnswerStore
 from stille.evals.ruler import Sample
-from stille.evals.settings import Setting, fingerprint, parse_settings
+from stille.evals.settings import Setting, code_fingerprint, fingerprint, parse_settings
 from stille.ledger import Record, measure, write
 
 COMMAND = "python benchmarks/hsa_ruler.py --model FOLDER"
@@ -112,8 +112,14 @@ def answer(
         done += count
         print(f"{setting.name}: {done}/{len(samples)} after {time.perf_counter() - begin:.1f} s", flush=True)
 
-    key = protocol.describe(model=model, dtype=chosen.dtype, device=chosen.device, **setting.as_dict())
-    answers = protocol.run(make, samples, setting=key, store=store, batch=chosen.batch, on_answers=tell, lazy=True)
+    device = chosen.device if chosen.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    key = protocol.describe(
+        model=model, code=code_fingerprint(), dtype=chosen.dtype, device=device, seed=chosen.seed, chat=chosen.chat,
+        **setting.as_dict(),
+    )  # fmt: skip
+    answers = protocol.run(
+        protocol.deferred(make), samples, setting=key, store=store, batch=chosen.batch, on_answers=tell
+    )
     engines.clear()
     gc.collect()
     if torch.cuda.is_available():
@@ -122,18 +128,24 @@ def answer(
 
 
 def combined(paths: list[Path], names: list[str] | None) -> dict[str, tuple[Setting, list[Answer]]]:
-    """Answers by the name of their setting, from several files of one model."""
+    """Answers by the name of their setting, from several files of one model; of one name the last settings count."""
     found: dict[str, tuple[Setting, list[Answer]]] = {}
+    texts: dict[str, str] = {}
     models = set()
     for path in paths:
         for text, answers in AnswerStore(path).by_setting().items():
             about = json.loads(text)
             models.add(about["model"])
-            if names and about["name"] not in names:
+            name = about["name"]
+            if names and name not in names:
                 continue
-            known = found.setdefault(about["name"], (Setting.parse(about["name"]), []))
-            seen = {(a.task, a.length, a.index) for a in known[1]}
-            known[1].extend(a for a in answers if (a.task, a.length, a.index) not in seen)
+            if name in texts and texts[name] != text:
+                print(f"{name}: {path} holds answers under other settings or code, which replace the earlier ones")
+                found.pop(name)
+            texts[name] = text
+            known = found.setdefault(name, (Setting.parse(name), []))[1]
+            seen = {(a.task, a.length, a.index) for a in known}
+            known.extend(a for a in answers if (a.task, a.length, a.index) not in seen)
     if len(models) > 1:
         raise StilleError(f"these files hold answers of {len(models)} models; combine those of one")
     return found
@@ -150,8 +162,8 @@ def record(comparison: statistics.Comparison, setting: Setting, model: str, othe
     length = f"{comparison.length >> 10}k"
     text = (
         f"RULER at {comparison.length >> 10}K tokens: score with HSA as a share of the score with full attention. "
-        f"Model: {model}; HSA drop-in (not trained with), budget {setting.hsa.budget}, {setting.name}; prompts and "
-        f"decode sparse (prompts of fewer than {setting.hsa.dense_limit} tokens are read in full). "
+        f"Model: {model}; HSA drop-in (not trained with), setting {setting.name}, budget {setting.hsa.budget}; "
+        f"{setting.reads(comparison.length)}. "
         f"95 % paired bootstrap interval {kept.low:.4f} to {kept.high:.4f}, {sum(t.samples for t in tasks)} samples. "
         f"Full {comparison.full:.1%}, HSA {comparison.sparse:.1%}. Per task, full to HSA in percent: "
         + ", ".join(f"{t.task} {100 * t.full:.1f} to {100 * t.sparse:.1f}" for t in tasks)
@@ -171,7 +183,12 @@ def compare_all(
         return []
     full = answers["full"][1]
     comparisons = {name: statistics.compare(full, given) for name, (_, given) in answers.items() if name != "full"}
-    text = report.to_markdown({"model": model}, {name: given for name, (_, given) in answers.items()}, comparisons)
+    text = report.to_markdown(
+        {"model": model},
+        {name: given for name, (_, given) in answers.items()},
+        comparisons,
+        [setting for setting, _ in answers.values()],
+    )
     print(text)
     if chosen.markdown:
         chosen.markdown.write_text(text, encoding="utf-8")

@@ -39,10 +39,12 @@ def _root(
 
 
 def _register() -> None:
-    from stille.cli import bench, chat, doctor, generate, pull, serve
+    from stille.cli import bench, chat, doctor, eval, generate, pull, serve
 
-    for module in (serve, chat, generate, pull, bench, doctor):
+    for module in (serve, chat, generate, pull, bench):
         app.command(module.__name__.rpartition(".")[2], epilog=module.EXAMPLES)(module.command)
+    app.add_typer(eval.app)
+    app.command("doctor", epilog=doctor.EXAMPLES)(doctor.command)
 
 
 _register()

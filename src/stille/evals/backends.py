@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stille.errors import UnsupportedError
 from stille.evals.protocol import Generate
 
 if TYPE_CHECKING:
     from stille.engine.llm import LLM
+    from stille.evals.settings import Setting
 
 
 def engine_generate(llm: LLM) -> Generate:
@@ -50,3 +54,34 @@ def transformers_generate(model: Any, tokenizer: Any) -> Generate:
         return texts
 
     return generate
+
+
+def load_for_transformers(path: str | Path, setting: Setting, dtype: str = "auto", device: str = "cpu") -> Any:
+    """A model that transformers runs, its attention being the setting.
+
+    Args:
+        path: a folder (loaded by transformers' own classes) or a .gguf file (by ours).
+        dtype: fp32, bf16, fp16, or auto: bf16 on CUDA, fp32 on CPU.
+
+    Raises:
+        UnsupportedError: a dtype that transformers does not run here.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from stille.model import load_model  # registers "hsa" with transformers
+
+    kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    kinds["auto"] = torch.bfloat16 if device == "cuda" else torch.float32
+    if dtype not in kinds:
+        raise UnsupportedError(f"dtype {dtype!r} runs in the engine only; with transformers use {', '.join(kinds)}")
+    path = Path(path)
+    if path.is_dir():
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=kinds[dtype], local_files_only=True)
+        model.to(device)
+    else:
+        model = load_model(path, dtype=kinds[dtype], device=device, progress=False).model
+    model.set_attn_implementation("hsa" if setting.hsa is not None else "sdpa")
+    if setting.hsa is not None:
+        model.config.hsa = dataclasses.asdict(setting.hsa)
+    return model.eval()

@@ -105,20 +105,31 @@ def describe(**settings: Any) -> str:
     return json.dumps(settings, sort_keys=True, default=str)
 
 
+def deferred(make: Callable[[], Generate]) -> Generate:
+    """A model that is built when it is first asked something: not at all if every answer is kept already."""
+    made: list[Generate] = []
+
+    def generate(prompts: Sequence[list[int]], max_new_tokens: Sequence[int]) -> list[str]:
+        if not made:
+            made.append(make())
+        return made[0](prompts, max_new_tokens)
+
+    return generate
+
+
 def run(
-    generate: Generate | Callable[[], Generate],
+    generate: Generate,
     samples: Sequence[Sample],
     *,
     setting: str = "",
     store: AnswerStore | None = None,
     batch: int = BATCH,
     on_answers: Callable[[int], None] | None = None,
-    lazy: bool = False,
 ) -> list[Answer]:
     """Answers of one model under one setting, in order of the samples.
 
     Args:
-        generate: answers prompts; with `lazy`, makes what does so, and is called only if an answer is missing.
+        generate: answers prompts; not called if every answer is in the store.
         setting: everything that the answers depend on beside the prompts (model, dtype, attention, budget), from
             `describe`; only its equality matters.
         store: where answers are kept and looked for.
@@ -133,15 +144,13 @@ def run(
     if on_answers is not None and answers:
         on_answers(len(answers))
     todo = [position for position in range(len(samples)) if position not in answers]
-    if todo and lazy:
-        generate = generate()  # pyright: ignore[reportCallIssue, reportAssignmentType]
     for start in range(0, len(todo), batch):
         part = todo[start : start + batch]
         asked = [samples[position] for position in part]
-        texts = generate([s.prompt_ids for s in asked], [s.max_new_tokens for s in asked])  # pyright: ignore
+        texts = generate([s.prompt_ids for s in asked], [s.max_new_tokens for s in asked])
         made = [
             (s, Answer(s.task, s.length, s.index, text, ruler.score(s, text)))
-            for s, text in zip(asked, texts, strict=True)  # pyright: ignore
+            for s, text in zip(asked, texts, strict=True)
         ]
         answers.update(zip(part, (answer for _, answer in made), strict=True))
         if store is not None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stille.evals.protocol import Answer
+from stille.evals.settings import Setting
 from stille.evals.statistics import Comparison
 
 
@@ -40,9 +41,13 @@ def mean_scores(answers: Sequence[Answer]) -> dict[str, dict[str, float]]:
 
 
 def to_markdown(
-    about: Mapping[str, Any], answers: Mapping[str, Sequence[Answer]], comparisons: Mapping[str, Sequence[Comparison]]
+    about: Mapping[str, Any],
+    answers: Mapping[str, Sequence[Answer]],
+    comparisons: Mapping[str, Sequence[Comparison]],
+    settings: Sequence[Setting] = (),
 ) -> str:
-    """One table per length: tasks down, settings across, in percent; below it what each setting retains."""
+    """One table per length: tasks down, settings across, in percent; below it what each setting retains and reads."""
+    reads = {setting.name: setting.reads for setting in settings}
     lines = ["# RULER", ""]
     lines += [f"- {name}: {value}" for name, value in about.items()]
     scores = {name: mean_scores(given) for name, given in answers.items()}
@@ -59,7 +64,10 @@ def to_markdown(
         lines.append(f"| mean | {' | '.join(f'{100 * mean:.1f}' for mean in means)} |")
         lines.append("")
         for name, given in comparisons.items():
-            lines += [f"- {describe(name, one)}" for one in given if str(one.length) == length]
+            for one in given:
+                if str(one.length) == length:
+                    lines.append(f"- {describe(name, one)}")
+                    lines += [f"  ({reads[name](one.length)})"] if name in reads else []
     return "\n".join(lines) + "\n"
 
 

@@ -58,9 +58,13 @@ class Setting:
             values[name] = _read(text, value, types[name])
         return cls(text, "hsa", HSAConfig(**values))
 
-    def sparse(self, tokens: int) -> bool:
-        """Whether a prompt of so many tokens is read sparsely rather than in full."""
-        return self.hsa is not None and tokens >= self.hsa.dense_limit
+    def reads(self, length: int) -> str:
+        """What is sparse at this length, in words; empty for full attention."""
+        if self.hsa is None:
+            return ""
+        if length <= self.hsa.dense_limit:
+            return f"only decode is sparse: prompts of fewer than {self.hsa.dense_limit:,} tokens are read in full"
+        return f"prompt, question and decode are sparse, with {self.hsa.budget:,} keys each"
 
     def as_dict(self) -> dict[str, Any]:
         """For a report."""
@@ -113,4 +117,16 @@ def fingerprint(path: str | Path) -> str:
             digest.update(stream.read(_EDGE))
             stream.seek(max(0, size - _EDGE))
             digest.update(stream.read(_EDGE))
+    return digest.hexdigest()[:16]
+
+
+def code_fingerprint() -> str:
+    """A hash of the sources that answers depend on, so that none is kept across a change of them."""
+    import stille
+
+    root = Path(stille.__file__).parent
+    digest = hashlib.sha256()
+    for part in ("kernels", "model", "engine"):
+        for file in sorted((root / part).rglob("*.py")):
+            digest.update(file.relative_to(root).as_posix().encode() + file.read_bytes())
     return digest.hexdigest()[:16]
