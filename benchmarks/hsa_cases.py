@@ -23,10 +23,11 @@ from torch import Tensor
 from hsa_capture import LAYERS, add_arguments, capture, dtype_of, load, read_tokens
 from hsa_recall import chosen_leaves, leading, signatures
 from hsa_sides.exams import CASES, Case, Exam, Field, synthetic
-from stille.kernels.hsa import HSAConfig, hsa_attention
+from stille.kernels.hsa import HSAConfig, PageCodes, hsa_attention, hsa_decode, update_codes
 from stille.kernels.hsa import paged_reference as paged
 from stille.kernels.hsa.config import TILE
 from stille.kernels.hsa.signatures import hadamard
+from stille.kernels.triton_support import PAGE
 from stille.ledger import Record, measure, write
 
 COMMAND = "python benchmarks/hsa_cases.py"
@@ -75,11 +76,30 @@ def decode_leaves(exam: Exam, config: HSAConfig) -> Tensor:
     return torch.stack(read)[:, :, None]
 
 
-def output_error(exam: Exam, dense: Tensor, counted: Tensor, config: HSAConfig) -> float:
+def output_error(exam: Exam, dense: Tensor, counted: Tensor, config: HSAConfig, decode: bool) -> float:
     """Mean relative error of the rows that count."""
-    got = hsa_attention(exam.q_BHMD, exam.k_BKND, exam.v_BKND, config, scale=exam.scale)[:, :, exam.rows].float()
-    error = (got - dense).norm(dim=-1) / dense.norm(dim=-1)
+    if decode:
+        got = decoded(exam, config)
+    else:
+        got = hsa_attention(exam.q_BHMD, exam.k_BKND, exam.v_BKND, config, scale=exam.scale)[:, :, exam.rows]
+    error = (got.float() - dense).norm(dim=-1) / dense.norm(dim=-1)
     return float(error[counted].mean())
+
+
+def decoded(exam: Exam, config: HSAConfig) -> Tensor:
+    """[B, H, 1, D]: the last row over a paged cache, a sequence for each of the batch."""
+    (batch, k_heads, n, dim), dev = exam.k_BKND.shape, exam.k_BKND.device
+    pages = batch * n // PAGE
+    k, v = (
+        x.unflatten(2, (-1, PAGE)).transpose(1, 2).reshape(pages, k_heads, PAGE, dim).contiguous()
+        for x in (exam.k_BKND, exam.v_BKND)
+    )
+    codes = PageCodes.allocate(k.shape, config, k.dtype, dev)
+    update_codes(k, codes, torch.arange(pages * PAGE, device=dev), config)
+    table = torch.arange(pages, dtype=torch.int32, device=dev).view(batch, -1)
+    lengths = torch.full((batch,), n, dtype=torch.int32, device=dev)
+    q_SHD = exam.q_BHMD[:, :, -1].contiguous()
+    return hsa_decode(q_SHD, k, v, codes, table, lengths, exam.scale, config)[:, :, None]
 
 
 @torch.inference_mode()
@@ -100,9 +120,10 @@ def run_case(case: Case, field: Field, config: HSAConfig, draws: int) -> list[Re
             if case.found:
                 read = (weight * needles_read(exam, setting, case.decode)).sum(-1) / weight.sum(-1)
                 found.append(float(read[counted].mean()))
+            plain.append(output_error(exam, dense, counted, setting, case.decode))
             if not case.decode:
-                plain.append(output_error(exam, dense, counted, setting))
-                residual.append(output_error(exam, dense, counted, replace(setting, residual=True)))
+                with_residual = replace(setting, residual=True)
+                residual.append(output_error(exam, dense, counted, with_residual, case.decode))
         results.append(
             Result(case.name, field.name, setting.budget, mean(found), mean(plain), mean(residual), rows)
         )  # fmt: skip

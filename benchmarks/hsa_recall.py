@@ -133,7 +133,7 @@ def prefill_recall(
             if bool((read.sum(-1) > keep).any()):
                 raise SystemExit(f"WRONG: a tile reads more than its budget of {budget} keys; nothing is recorded")
             tally.add("prefill", name, budget, (mass * read).sum(-1)[:, counts])
-        tally.add("density", "read", budget, (budget / (ends[counts] - TILE / 2))[None])
+        tally.add("density-prefill", "read", budget, (budget / (ends[counts] - TILE / 2))[None])
 
 
 def decode_recall(
@@ -164,7 +164,7 @@ def decode_recall(
         read = [paged.select(mark, p + 1, ours) for mark, p in zip(marks, rows.tolist(), strict=True)]
         covered = [(mass[:, i, : r.shape[1]] * r).sum(-1) for i, r in enumerate(read)]
         tally.add("decode", OURS, budget, torch.stack(covered, 1))
-        tally.add("density", "decode", budget, (budget / (rows + 1))[None])
+        tally.add("density-decode", "read", budget, (budget / (rows + 1))[None])
 
 
 def signatures(k_KND: Tensor, leaf: int) -> paged.Codes:
@@ -188,7 +188,8 @@ def output_error(
 ) -> None:
     """Relative error of the output of each head, over the tiles that count."""
     q, k, v = q_HND[None], k_KND[None], v_KND[None]
-    dense = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)[0].float()
+    many = [x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v)]
+    dense = scaled_dot_product_attention(q, *many, is_causal=True, scale=scale)[0].float()
     for budget in [b for b in budgets if b < q.shape[2]]:
         rows = slice(budget // TILE * TILE, None)
         for name, residual in (("plain", False), ("residual", True)):
@@ -251,7 +252,7 @@ def records_of(
 ) -> list[Record]:
     """What goes into the ledger: at the default budget, other budgets in the notes."""
     first, budget, others = captured[0], config.budget, [b for b in budgets if b != config.budget]
-    size, model = f"{first.length >> 10}k", "SmolLM2-135M" if name == DEFAULT_MODEL else "a model given by its path"
+    size, model = f"{first.length >> 10}k", "SmolLM2-135M" if name == DEFAULT_MODEL else Path(name).name
     if ("prefill", OURS, budget) not in tally.sums:
         return []
     heads = len(tally.sums["prefill", OURS, budget]) // len(captured)
