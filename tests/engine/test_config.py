@@ -5,6 +5,7 @@ import torch
 
 from stille.engine.config import EngineConfig, plan_pages
 from stille.errors import ConfigError, UnsupportedError
+from stille.kernels.hsa import HSAConfig
 from stille.model import StilleConfig
 
 SMALL = StilleConfig(num_hidden_layers=1, max_position_embeddings=1000)
@@ -15,7 +16,9 @@ SMALL = StilleConfig(num_hidden_layers=1, max_position_embeddings=1000)
     [
         ({"dtype": "fp8"}, "auto, fp32, bf16, fp16, int8, int4"),
         ({"device": "tpu"}, "auto, cpu, cuda"),
-        ({"attention": "hsa"}, "full"),
+        ({"attention": "linear"}, "full, hsa"),
+        ({"hsa": HSAConfig()}, "choose attention 'hsa'"),
+        ({"attention": "hsa", "hsa": 4096}, "HSAConfig"),
         ({"max_model_len": 1}, "at least 2"),
         ({"max_num_seqs": 0}, "1..4096"),
         ({"max_num_seqs": True}, "integer"),

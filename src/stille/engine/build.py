@@ -66,7 +66,10 @@ def assemble(loaded: LoadedModel, config: EngineConfig) -> Engine:
     tokenizer, eos, name = loaded.tokenizer, loaded.eos_token_ids, loaded.name
     del loaded
     executor.warmup()
-    logger.info("%s on %s in %s, %d KV pages", name, resolved.device, resolved.dtype, executor.num_pages - 1)
+    attention = "full attention" if resolved.hsa is None else f"sparse attention (HSA, {resolved.hsa.budget} keys)"
+    logger.info(
+        "%s on %s in %s, %s, %d KV pages", name, resolved.device, resolved.dtype, attention, executor.num_pages - 1
+    )
     return Engine(EngineCore(executor, tokenizer, resolved, eos), tokenizer, name)
 
 

@@ -8,14 +8,16 @@ from typing import Any
 
 import torch
 
+from stille.engine.hsa import PromptRule, check_heads
 from stille.errors import ConfigError, UnsupportedError
+from stille.kernels.hsa import HSAConfig
 
 PAGE_SIZE = 64
 """Tokens per KV-cache page."""
 
 DTYPES = ("auto", "fp32", "bf16", "fp16", "int8", "int4")
 DEVICES = ("auto", "cpu", "cuda")
-ATTENTION = ("full",)
+ATTENTION = ("full", "hsa")
 
 _CPU_CACHE_BYTES = 384 << 20
 _CPU_CACHE_TOKENS_AT_LEAST = 8192
@@ -38,7 +40,8 @@ class EngineConfig:
         prefix_caching: reuse the pages of equal prompt beginnings.
         threads: CPU threads of torch and of the CPU kernels; None leaves torch's own choice.
         seed: of requests that bring none; None = from the operating system.
-        attention: attention kind that the engine runs; only "full" exists so far.
+        attention: "full", or "hsa": hierarchical sparse attention, which reads a budget of keys in long contexts.
+        hsa: its settings; None = `HSAConfig()`. Only with attention "hsa".
         cuda_graphs: capture decode steps as CUDA graphs.
         async_depth: steps in flight before the first is read; None = the executor's own (0 on CPU, 1 on CUDA).
 
@@ -59,6 +62,7 @@ class EngineConfig:
     threads: int | None = None
     seed: int | None = None
     attention: str = "full"
+    hsa: HSAConfig | None = None
     cuda_graphs: bool = True
     async_depth: int | None = None
 
@@ -76,6 +80,10 @@ class EngineConfig:
         _integer("threads", self.threads, low=1, high=1024)
         _integer("seed", self.seed, low=0, high=2**63 - 1)
         _integer("async_depth", self.async_depth, low=0, high=1)
+        if self.hsa is not None and not isinstance(self.hsa, HSAConfig):
+            raise ConfigError(f"hsa must be an HSAConfig, got {self.hsa!r}")
+        if self.hsa is not None and self.attention != "hsa":
+            raise ConfigError(f"hsa settings were given, but attention is {self.attention!r}: choose attention 'hsa'")
         for name in ("prefix_caching", "cuda_graphs"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be true or false, got {getattr(self, name)!r}")
@@ -100,11 +108,13 @@ class EngineConfig:
         smaller. `kv_cache_tokens` stays None on CUDA (memory is measured after the weights are loaded).
 
         Args:
-            model_config: a `StilleConfig` (max_position_embeddings is read).
+            model_config: a `StilleConfig` (positions and, for attention "hsa", shapes of heads are read).
 
         Raises:
-            ConfigError: max_model_len is beyond what the model's positions allow.
-            UnsupportedError: CUDA asked for and absent, or a dtype that the device has no kernels for.
+            ConfigError: max_model_len is beyond what the model's positions allow, or max_num_batched_tokens leaves no
+                room for a prompt chunk of the size that attention "hsa" needs.
+            UnsupportedError: CUDA asked for and absent, a dtype that the device has no kernels for, or heads that
+                attention "hsa" does not take.
         """
         device = self.device
         if device == "auto":
@@ -124,16 +134,31 @@ class EngineConfig:
             )
         if self.max_model_len is None and self.kv_cache_tokens is not None:
             limit = min(limit, page_ceil(self.kv_cache_tokens))
+        length = self.max_model_len or limit
+        hsa = None
+        if self.attention == "hsa":
+            hsa = self.hsa or HSAConfig()
+            heads = int(model_config.num_attention_heads)
+            check_heads(int(model_config.head_dim), heads // int(model_config.num_key_value_heads))
+        # Prompts are cut where tiles of sparse attention end, so a chunk beside all decoding rows needs a whole one.
+        chunk = 0 if hsa is None else PromptRule.of(hsa).step(length)
         seqs = self.max_num_seqs or (256 if device == "cuda" else 32)
         if self.max_num_seqs is None and self.max_num_batched_tokens is not None:
-            seqs = min(seqs, self.max_num_batched_tokens)
+            seqs = max(1, min(seqs, self.max_num_batched_tokens - chunk))
+        tokens = self.max_num_batched_tokens or max(seqs + chunk, 8192 if device == "cuda" else 512)
+        if tokens < seqs + chunk:
+            raise ConfigError(
+                f"max_num_batched_tokens is {tokens}: attention 'hsa' needs at least {seqs + chunk} here, {chunk} for "
+                f"a piece of a prompt and one for each of {seqs} sequences (max_num_seqs)"
+            )
         return dataclasses.replace(
             self,
             device=device,
             dtype=dtype,
-            max_model_len=self.max_model_len or limit,
+            max_model_len=length,
             max_num_seqs=seqs,
-            max_num_batched_tokens=self.max_num_batched_tokens or max(seqs, 8192 if device == "cuda" else 512),
+            max_num_batched_tokens=tokens,
+            hsa=hsa,
             max_queue=4 * seqs if self.max_queue is None else self.max_queue,
         )
 

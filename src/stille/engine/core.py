@@ -21,6 +21,7 @@ from stille.engine.block_manager import BlockManager
 from stille.engine.config import PAGE_SIZE, EngineConfig
 from stille.engine.detokenizer import Detokenizer
 from stille.engine.executor import Executor
+from stille.engine.hsa import PromptRule
 from stille.engine.model_runner import Logprobs, ModelRunner, StepHandle
 from stille.engine.outputs import OutputDelta, TokenLogprob
 from stille.engine.sampling_params import SamplingParams
@@ -60,7 +61,8 @@ class EngineCore:
         self.detokenizer = Detokenizer(tokenizer)
         self.runner = ModelRunner(executor, max_num_seqs)
         self.blocks = BlockManager(executor.num_pages, config.prefix_caching)
-        self.scheduler = Scheduler(self.blocks, max_num_seqs, max_num_batched_tokens, self.max_model_len)
+        cut = PromptRule.of(config.hsa).floor if config.hsa is not None else None
+        self.scheduler = Scheduler(self.blocks, max_num_seqs, max_num_batched_tokens, self.max_model_len, cut)
         self.metrics = Metrics()
         self.requests: dict[str, Request] = {}
         self._queued: dict[str, Request] = {}  # not admitted yet

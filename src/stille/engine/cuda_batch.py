@@ -5,7 +5,8 @@ Shapes: N tokens, S sequences, B padded sequences of a decode step, H query and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,19 +14,27 @@ from torch import Tensor
 
 from stille.engine.cuda_staging import Layout, Staging
 from stille.engine.executor import StepInput
+from stille.engine.hsa import PromptRule, Segment
 from stille.kernels.paged.triton_decode import DecodeWorkspace, decode_attention
 from stille.kernels.paged.triton_prefill import PrefillConfig, plan_tiles, prefill_attention, prefill_config
 from stille.kernels.paged.triton_write import write_kv
 from stille.kernels.triton_support import PAGE
 
+if TYPE_CHECKING:
+    from stille.engine.cuda_hsa import SparseCache, SparseChunk
+
 
 @dataclass(slots=True)
 class KVCache:
-    """The paged cache of all layers: keys and values [layers, pages, K, 64, D], and scratch for decode attention."""
+    """The paged cache of all layers: keys and values [layers, pages, K, 64, D], and scratch for decode attention.
+
+    `sparse` is what sparse attention needs, None for full attention.
+    """
 
     keys: Tensor
     values: Tensor
     workspace: DecodeWorkspace
+    sparse: SparseCache | None = None
 
     @staticmethod
     def allocate(shape: tuple[int, ...], heads: int, sequences: int, dtype: torch.dtype, device: torch.device):
@@ -59,9 +68,10 @@ class Batch:
         lengths_S: tokens in the cache of each decode row, the new one included; 0 for padding.
         table: page tables of the decode rows, flat, rows `stride` apart.
         stride: a tensor where a captured graph must read it anew, else an integer.
-        chunks: the prompt chunks that follow the decode rows.
+        chunks: the prompt chunks that follow the decode rows, as far as they are attended in full.
         last_rows_S: last row of each sequence; None if every row is one.
         pdl: launch dependents early (CUDA only).
+        sparse: what of the prompt chunks is attended sparsely.
     """
 
     positions_N: Tensor
@@ -73,12 +83,20 @@ class Batch:
     chunks: Chunks | None = None
     last_rows_S: Tensor | None = None
     pdl: bool = False
+    sparse: list[SparseChunk] = field(default_factory=list)
 
 
 def attend(cache: KVCache, batch: Batch, layer: int, q_NHD: Tensor, scale: float, out_NHD: Tensor) -> Tensor:
     """Attention of a step's rows over the cache, which holds their own keys and values already."""
-    keys, values = cache.keys[layer], cache.values[layer]
-    if batch.decodes:
+    keys, values, sparse = cache.keys[layer], cache.values[layer], cache.sparse
+    if sparse is not None:
+        if batch.decodes:
+            sparse.decode(layer, q_NHD, keys, values, batch, scale, out_NHD)
+        else:
+            sparse.written(layer, keys, batch.slots_N)
+        for chunk in batch.sparse:
+            sparse.prefill(chunk, q_NHD, keys, values, scale, out_NHD)
+    elif batch.decodes:
         decode_attention(
             q_NHD, keys, values, batch.table, batch.lengths_S, scale, sequences=batch.decodes,
             table_stride=batch.stride, out=out_NHD, workspace=cache.workspace, pdl=batch.pdl,
@@ -155,7 +173,9 @@ class DecodeInputs:
         return Batch(positions, slots, rows, lengths, table, stride, pdl=pdl)
 
 
-def mixed_batch(step: StepInput, group: int, head_dim: int, dtype: torch.dtype, staging: Staging) -> Batch:
+def mixed_batch(
+    step: StepInput, group: int, head_dim: int, dtype: torch.dtype, staging: Staging, rule: PromptRule | None = None
+) -> Batch:
     """Enqueue the metadata of a step of any composition.
 
     Args:
@@ -163,6 +183,7 @@ def mixed_batch(step: StepInput, group: int, head_dim: int, dtype: torch.dtype, 
         group: query heads of a key/value head.
         head_dim, dtype: of the attention, to choose tiles by.
         staging: for the copy.
+        rule: how prompts are read under sparse attention; None: in full.
     """
     starts, counts = step.starts, step.lengths
     sequences, tokens, decodes = step.num_seqs, step.num_tokens, step.num_decodes
@@ -171,20 +192,29 @@ def mixed_batch(step: StepInput, group: int, head_dim: int, dtype: torch.dtype, 
     positions = np.arange(tokens) + (starts - (ends - counts))[row_of_token]
     width = min(step.page_table.shape[1], -(-int((starts + counts).max()) // PAGE))
     slots = step.page_table[row_of_token, positions // PAGE] * PAGE + positions % PAGE
+    full_counts = counts[decodes:]
+    parts: list[tuple[int, Segment]] = []  # row of the step, what of it is attended sparsely
+    if rule is not None:
+        split = [
+            rule.segments(int(starts[r]), int(starts[r] + counts[r]), step.total(r)) for r in range(decodes, sequences)
+        ]
+        parts = [(decodes + i, part) for i, row in enumerate(split) for part in row if part.config is not None]
+        full = [sum(part.end - part.start for part in row if part.config is None) for row in split]
+        full_counts = np.array(full, np.int32)
     sections = {
         "positions": positions,
         "slots": slots,
         "lengths": starts[:decodes] + 1,
         "starts": starts[decodes:],
-        "counts": counts[decodes:],
+        "counts": full_counts,
         "first_rows": (ends - counts)[decodes:],
         "last_rows": ends - 1,
         "table": step.page_table[:, :width],
     }
     config = None
-    if decodes < sequences:
-        config = prefill_config(int(counts[decodes:].max()), group, head_dim, dtype)
-        sections["tiles"] = plan_tiles(counts[decodes:], config.tokens(group))
+    if full_counts.any():
+        config = prefill_config(int(full_counts.max()), group, head_dim, dtype)
+        sections["tiles"] = plan_tiles(full_counts, config.tokens(group))
     layout = Layout({name: values.size for name, values in sections.items()})
     device = staging.send(staging.pack(layout, sections))
     view = {name: layout.view(device, name) for name in sections}
@@ -193,6 +223,21 @@ def mixed_batch(step: StepInput, group: int, head_dim: int, dtype: torch.dtype, 
     if config is not None:
         tiles = view["tiles"].view(-1, 2)
         chunks = Chunks(table_SP[decodes:], view["first_rows"], view["starts"], view["counts"], tiles, config)
-    return Batch(
+    batch = Batch(
         view["positions"], view["slots"], decodes, view["lengths"], view["table"], width, chunks, view["last_rows"]
     )
+    if parts:
+        batch.sparse = _sparse_chunks(parts, ends - counts - starts, table_SP)
+    return batch
+
+
+def _sparse_chunks(parts: list[tuple[int, Segment]], row_of_position_0: np.ndarray, table_SP: Tensor):
+    from stille.engine.cuda_hsa import SparseChunk
+
+    chunks: list[SparseChunk] = []
+    for row, part in parts:
+        assert part.config is not None
+        first = int(row_of_position_0[row])
+        pages = table_SP[row, : -(-part.end // PAGE)]
+        chunks.append(SparseChunk(slice(first + part.start, first + part.end), pages, part.end, part.config))
+    return chunks

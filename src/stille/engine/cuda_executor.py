@@ -18,11 +18,14 @@ from torch import Tensor
 from stille.engine.config import PAGE_SIZE, EngineConfig, plan_pages
 from stille.engine.cuda_staging import Staging
 from stille.engine.executor import StepInput
+from stille.engine.hsa import PromptRule
 from stille.errors import UnsupportedError
+from stille.kernels.hsa.config import TILE
 from stille.kernels.triton_support import IN_TRITON, interpreting, require_triton
 
 if TYPE_CHECKING:
     from stille.engine.cuda_batch import Batch
+    from stille.kernels.hsa.paged import PageCodes
     from stille.model import StilleForCausalLM
 
 logger = logging.getLogger(__name__)
@@ -70,6 +73,7 @@ class CudaExecutor:
         self._group = int(shape.num_attention_heads) // int(shape.num_key_value_heads)
         self._head_dim = int(shape.head_dim)
         self._pdl = pdl
+        self._max_len = config.max_model_len
 
         self._sizes = padded_sizes(config.max_num_seqs)
         most = self._sizes[-1]
@@ -83,9 +87,22 @@ class CudaExecutor:
 
         layers, kv_heads = int(shape.num_hidden_layers), int(shape.num_key_value_heads)
         page_bytes = 2 * layers * kv_heads * PAGE_SIZE * self._head_dim * weight.element_size()
+        if config.hsa is not None:
+            from stille.kernels.hsa.paged import PageCodes
+
+            page_bytes += layers * PageCodes.bytes_per_page(kv_heads, self._head_dim, config.hsa, weight.element_size())
         self.num_pages = plan_pages(config, page_bytes, self.device)
         cache_shape = (layers, self.num_pages, kv_heads, PAGE_SIZE, self._head_dim)
-        self._cache = KVCache.allocate(cache_shape, int(shape.num_attention_heads), most, self.dtype, self.device)
+        heads = int(shape.num_attention_heads)
+        self._cache = KVCache.allocate(cache_shape, heads, most, self.dtype, self.device)
+        self._rule: PromptRule | None = None
+        self.codes: PageCodes | None = None
+        if config.hsa is not None:
+            from stille.engine.cuda_hsa import SparseCache
+
+            length = config.max_model_len
+            self._cache.sparse = SparseCache(config.hsa, cache_shape, heads, most, length, self.dtype, self.device)
+            self._rule, self.codes = self._cache.sparse.rule, self._cache.sparse.codes
         self._fused = FusedDecoder(model, self._cache, most, config.max_model_len) if is_dense(shape) else None
         if self._fused is None:
             model.model.rope_table()  # made now: a graph cannot capture it
@@ -97,6 +114,8 @@ class CudaExecutor:
         start = time.perf_counter()
         for lengths in ((PAGE_SIZE + 1, 1), (1,)):
             self._prefill(_blank_step(lengths), torch.zeros(sum(lengths), dtype=torch.int64, device=self.device))
+        if self._rule is not None:
+            self._rehearse_sparse(self._rule)
         for done, rows in enumerate(reversed(self._sizes), 1):  # the largest first: smaller ones reuse its memory
             if self._use_graphs:
                 self._capture(rows)
@@ -124,7 +143,7 @@ class CudaExecutor:
     def _prefill(self, step: StepInput, ids_N: Tensor) -> Tensor:
         from stille.engine.cuda_batch import mixed_batch
 
-        batch = mixed_batch(step, self._group, self._head_dim, self.dtype, self._staging)
+        batch = mixed_batch(step, self._group, self._head_dim, self.dtype, self._staging, self._rule)
         if self._fused is not None:
             return self._fused.prefill(ids_N, batch)
         return self._through_modules(ids_N, batch)
@@ -157,6 +176,16 @@ class CudaExecutor:
             hidden_NC = hidden_NC.index_select(0, batch.last_rows_S)
         return self.model.compute_logits(hidden_NC).float()
 
+    def _rehearse_sparse(self, rule: PromptRule) -> None:
+        """A sparse prompt chunk, half of it row by row, if sequences may be that long."""
+        length, start = 2 * TILE + 1, rule.dense_until
+        if start + length > self._max_len:
+            return
+        for pages in (self._cache.keys, self._cache.values):
+            pages[:, 0].zero_()  # the scratch page stands for the keys before; it was never written
+        ids_N = torch.zeros(length, dtype=torch.int64, device=self.device)
+        self._prefill(_blank_step((length,), start), ids_N)
+
     def _capture(self, rows: int) -> None:
         """Record the decode step of `rows` rows.
 
@@ -188,18 +217,18 @@ def _check(model: StilleForCausalLM, weight: Tensor) -> None:
         raise UnsupportedError(f"attention kinds {', '.join(others)} have no paged kernels yet")
 
 
-def _blank_step(lengths: tuple[int, ...]) -> StepInput:
-    """A step over sequences that live in the scratch page, as a rehearsal."""
+def _blank_step(lengths: tuple[int, ...], start: int = 0) -> StepInput:
+    """A step over sequences that live in the scratch page and have `start` tokens there, as a rehearsal."""
     counts = np.array(lengths, np.int32)
     order = np.argsort(counts > 1, kind="stable")
     counts = counts[order]
     sequences = len(counts)
     return StepInput(
         slots=np.arange(sequences, dtype=np.int32),
-        starts=np.zeros(sequences, np.int32),
+        starts=np.full(sequences, start, np.int32),
         lengths=counts,
         token_ids=np.zeros(int(counts.sum()), np.int64),
-        page_table=np.zeros((sequences, -(-int(counts.max()) // PAGE_SIZE)), np.int32),
+        page_table=np.zeros((sequences, -(-(start + int(counts.max())) // PAGE_SIZE)), np.int32),
         sample=np.ones(sequences, bool),
         num_decodes=int((counts == 1).sum()),
     )

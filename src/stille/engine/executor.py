@@ -28,7 +28,7 @@ class StepInput:
     """One step over S sequences and N tokens; each sequence computes `lengths[i]` tokens from position `starts[i]`.
 
     The arrays are fresh for each step and never changed after it is built, so an executor may keep them while it
-    runs. Sequences that compute one token come first (decode), then the prefill chunks.
+    runs. Sequences that decode come first, then the prefill chunks.
 
     Attributes:
         slots: int32[S], runner slot of each sequence, 0..max_num_seqs-1, no slot twice.
@@ -39,7 +39,10 @@ class StepInput:
         page_table: int32[S, P], pages that hold positions 0 .. starts+lengths-1 in order; then pages that are not
             written yet, then page 0.
         sample: bool[S], whether the last row of the sequence is sampled (false while a prompt is incomplete).
-        num_decodes: how many leading sequences have length 1.
+        num_decodes: how many leading sequences decode: one token each, attended as such. With attention "hsa" a prompt
+            chunk of one token is not among them, because prompts choose their keys in another way.
+        totals: int32[S], tokens of the whole prompt (or of what is computed again after preemption) that a chunk is
+            part of; starts + lengths for rows that decode. None: starts + lengths for all.
     """
 
     slots: np.ndarray
@@ -49,6 +52,7 @@ class StepInput:
     page_table: np.ndarray
     sample: np.ndarray
     num_decodes: int
+    totals: np.ndarray | None = None
 
     @property
     def num_seqs(self) -> int:
@@ -60,8 +64,12 @@ class StepInput:
 
     @property
     def is_decode(self) -> bool:
-        """Whether every sequence computes exactly one token."""
+        """Whether every sequence decodes."""
         return self.num_decodes == len(self.slots)
+
+    def total(self, row: int) -> int:
+        """Tokens of the prompt that a row is part of."""
+        return int(self.starts[row] + self.lengths[row] if self.totals is None else self.totals[row])
 
 
 class Executor(Protocol):

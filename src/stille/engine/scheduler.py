@@ -9,6 +9,7 @@ when no launched step can still write to them.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,10 +45,20 @@ class Scheduler:
         max_num_seqs: slots.
         max_num_batched_tokens: tokens per step, at least max_num_seqs.
         max_model_len: most tokens of one sequence; the pool must hold that many.
+        cut: the last position up to a given one where a prompt may be cut into chunks or begin after a cached prefix;
+            None: anywhere. What `max_num_batched_tokens` leaves beside max_num_seqs must reach the next cut.
     """
 
-    def __init__(self, blocks: BlockManager, max_num_seqs: int, max_num_batched_tokens: int, max_model_len: int):
+    def __init__(
+        self,
+        blocks: BlockManager,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_model_len: int,
+        cut: Callable[[int], int] | None = None,
+    ):
         self.blocks = blocks
+        self._cut = cut
         self.max_num_batched_tokens = max_num_batched_tokens
         self.waiting: deque[Sequence] = deque()
         self.prefilling: list[Sequence] = []
@@ -92,9 +103,9 @@ class Scheduler:
         budget = self.max_num_batched_tokens - len(slots)
         chunks: list[tuple[Sequence, int]] = []
         for sequence in self.prefilling:
-            if budget == 0:
+            length = self._chunk_length(sequence.computed, len(sequence.tokens), budget)
+            if length == 0:
                 break
-            length = min(budget, len(sequence.tokens) - sequence.computed)
             chunks.append((sequence, length))
             budget -= length
         admitted: list[Sequence] = []
@@ -103,6 +114,13 @@ class Scheduler:
         if not sequences and not chunks:
             return None
         return self._build(slots, sequences, chunks, admitted)
+
+    def _chunk_length(self, computed: int, total: int, budget: int) -> int:
+        """How many tokens of a prompt come next; 0 if the budget does not reach a place where it may be cut."""
+        end = computed + budget
+        if end >= total:
+            return total - computed
+        return (end if self._cut is None else max(computed, self._cut(end))) - computed
 
     def end(self, sequence: Sequence) -> None:
         """The sequence is complete or aborted: it computes nothing more and gives back what it holds, now or later."""
@@ -187,6 +205,11 @@ class Scheduler:
                 if len(found) < len(hashes) and hashes[len(found)] in in_progress:
                     passed.append(self.waiting.popleft())
                     continue
+                if self._cut is not None:
+                    found = found[: self._cut(len(found) * PAGE_SIZE) // PAGE_SIZE]
+            length = self._chunk_length(len(found) * PAGE_SIZE, total, budget)
+            if length == 0:
+                break
             new = -(-total // PAGE_SIZE) - len(found)
             # A page in reserve for each running sequence, or it would be preempted again as soon as one of them grows.
             reserve = self.num_running
@@ -202,7 +225,6 @@ class Scheduler:
             self._count_hits(sequence)
             self.prefilling.append(sequence)
             admitted.append(sequence)
-            length = min(budget, total - sequence.computed)
             chunks.append((sequence, length))
             if self.blocks.prefix_caching:
                 in_progress.update(_chunk_hashes(sequence, length))
@@ -261,15 +283,18 @@ class Scheduler:
         lengths = np.ones(len(slots), np.int32)
         token_ids = np.full(len(slots), -1, np.int64)
         sample = np.ones(len(slots), bool)
+        totals = starts + 1
         num_decodes = len(slots)
         if chunks:
-            chunks.sort(key=lambda chunk: chunk[1] > 1)
-            num_decodes += sum(length == 1 for _, length in chunks)
+            if self._cut is None:  # else a prompt's tokens are attended differently, even a single one
+                chunks.sort(key=lambda chunk: chunk[1] > 1)
+                num_decodes += sum(length == 1 for _, length in chunks)
             slots = np.concatenate((slots, np.array([s.slot for s, _ in chunks], np.int32)))
             starts = np.concatenate((starts, np.array([s.computed for s, _ in chunks], np.int32)))
             lengths = np.concatenate((lengths, np.array([length for _, length in chunks], np.int32)))
             ids = [token for s, length in chunks for token in s.tokens[s.computed : s.computed + length]]
             token_ids = np.concatenate((token_ids, np.array(ids, np.int64)))
+            totals = np.concatenate((totals, np.array([len(s.tokens) for s, _ in chunks], np.int32)))
             sequences = sequences + [s for s, _ in chunks]
             complete = [self._chunk_planned(s, length) for s, length in chunks]
             sample = np.concatenate((sample, np.array(complete, bool)))
@@ -277,7 +302,8 @@ class Scheduler:
             sequences = list(sequences)
         width = -(-int((starts + lengths).max()) // PAGE_SIZE)
         self._last_step[slots] = self.launched
-        step = StepInput(slots, starts, lengths, token_ids, self._table[slots, :width], sample, num_decodes)
+        table = self._table[slots, :width]
+        step = StepInput(slots, starts, lengths, token_ids, table, sample, num_decodes, totals)
         return Plan(self.launched, step, sequences, admitted)
 
     def _chunk_planned(self, sequence: Sequence, length: int) -> bool:
