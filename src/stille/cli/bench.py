@@ -31,6 +31,8 @@ def command(
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     threads: options.Threads = None,
+    attention: options.Attention = "full",
+    hsa_budget: options.HsaBudget = None,
 ) -> None:
     """Measure prefill, decode and time to the first token of this machine's engine."""
     from stille.cli import measure
@@ -44,6 +46,8 @@ def command(
         dtype=dtype,
         device=device,
         threads=threads,
+        attention=attention,
+        hsa_budget=hsa_budget,
         max_num_seqs=max(sizes),
         max_model_len=length,
         kv_cache_tokens=max(sizes) * (length + 64),
@@ -62,7 +66,10 @@ def _print(result: dict) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    title = f"{result['model']} · {result['dtype']} on {result['device']} · {result['threads']} threads"
+    title = (
+        f"{result['model']} · {result['dtype']} on {result['device']} · {result['threads']} threads · "
+        f"{result['attention']} attention"
+    )
     table = Table(title=title, title_justify="left")
     table.add_column("measure")
     table.add_column("median", justify="right")

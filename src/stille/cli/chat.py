@@ -36,6 +36,8 @@ def command(
     device: options.Device = "auto",
     max_model_len: options.MaxModelLen = None,
     threads: options.Threads = None,
+    attention: options.Attention = "full",
+    hsa_budget: options.HsaBudget = None,
 ) -> None:
     """Chat with a model: streaming, with history. Type /help inside for its commands.
 
@@ -52,7 +54,14 @@ def command(
             from stille.cli.session import open_session
 
             config = engine_config(
-                model, dtype=dtype, device=device, max_model_len=max_model_len, threads=threads, max_num_seqs=1
+                model,
+                dtype=dtype,
+                device=device,
+                max_model_len=max_model_len,
+                threads=threads,
+                max_num_seqs=1,
+                attention=attention,
+                hsa_budget=hsa_budget,
             )
             session = stack.enter_context(open_session(config, quiet=not sys.stderr.isatty()))
             backend = LocalBackend(session)

@@ -42,6 +42,8 @@ def command(
     max_model_len: options.MaxModelLen = None,
     max_num_seqs: options.MaxNumSeqs = None,
     threads: options.Threads = None,
+    attention: options.Attention = "full",
+    hsa_budget: options.HsaBudget = None,
 ) -> None:
     """Generate text for one prompt or for a file of prompts. Greedy unless told otherwise."""
     from stille.cli import batch
@@ -83,6 +85,8 @@ def command(
         max_model_len=max_model_len,
         max_num_seqs=max_num_seqs if input is not None else 1,
         threads=threads,
+        attention=attention,
+        hsa_budget=hsa_budget,
     )
     with contextlib.ExitStack() as stack:
         quiet = not sys.stderr.isatty()

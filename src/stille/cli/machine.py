@@ -225,6 +225,8 @@ def _gpu_findings(gpus: list[str], software: dict[str, Any], add: Any) -> None:
         add("fast", f"CUDA: {'; '.join(gpus)}")
         if software["triton"] is None:
             add("missing", "triton compiles the GPU kernels", "pip install triton")
+        else:
+            add("fast", "Triton: full attention by default, sparse attention for long contexts with --attention hsa")
     elif shutil.which("nvidia-smi"):
         add(
             "missing",

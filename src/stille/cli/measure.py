@@ -67,6 +67,7 @@ async def run(
         "model": session.engine.model_name,
         "device": config.device,
         "dtype": config.dtype,
+        "attention": config.attention,
         "threads": torch.get_num_threads(),
         "prompt_tokens": prompt_tokens,
         "output_tokens": output_tokens,

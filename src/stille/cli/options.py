@@ -59,7 +59,22 @@ Threads = Annotated[
         "--threads", "-t", help="CPU threads. (default: all cores)", rich_help_panel=ENGINE, show_default=False
     ),
 ]
-Attention = Annotated[str, typer.Option(help="Attention kind: full.", rich_help_panel=ENGINE)]
+Attention = Annotated[
+    str,
+    typer.Option(
+        help="full, or hsa: hierarchical sparse attention, for long contexts: each token reads a budget of keys.",
+        rich_help_panel=ENGINE,
+    ),
+]
+HsaBudget = Annotated[
+    int | None,
+    typer.Option(
+        "--hsa-budget",
+        help="With --attention hsa: keys that a token reads at most, a multiple of 64.",
+        rich_help_panel=ENGINE,
+        show_default=False,
+    ),
+]
 PrefixCaching = Annotated[
     bool,
     typer.Option(
@@ -98,8 +113,16 @@ def examples(*pairs: tuple[str, str], note: str = "") -> str:
     return "\n\n".join(lines + ([escape(note)] if note else []))
 
 
-def engine_config(model: str, **settings: Any) -> EngineConfig:
-    """An `EngineConfig` of the settings that were given (None means: leave the engine's default)."""
+def engine_config(model: str, *, hsa_budget: int | None = None, **settings: Any) -> EngineConfig:
+    """An `EngineConfig` of the settings that were given (None means: leave the engine's default).
+
+    Raises:
+        ConfigError: a value that the engine does not take.
+    """
     from stille.engine.config import EngineConfig
 
+    if hsa_budget is not None:
+        from stille.kernels.hsa import HSAConfig
+
+        settings["hsa"] = HSAConfig(budget=hsa_budget)
     return EngineConfig(model=model, **{name: value for name, value in settings.items() if value is not None})

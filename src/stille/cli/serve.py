@@ -22,6 +22,7 @@ EXAMPLES = examples(
     ("stille serve --model ./my-model --port 9000", "a folder, a .gguf file or a Hub repository"),
     ('stille serve --host 0.0.0.0 --api-key "$KEY"', "for other machines, with a key"),
     ("stille serve --dtype fp32", "exact arithmetic instead of the fastest"),
+    ("stille serve --model ./long --attention hsa", "sparse attention, for long contexts"),
 )
 
 SERVER = "Server"
@@ -77,6 +78,7 @@ def command(
     prefix_caching: options.PrefixCaching = True,
     threads: options.Threads = None,
     attention: options.Attention = "full",
+    hsa_budget: options.HsaBudget = None,
 ) -> None:
     """Serve a model over an OpenAI-compatible HTTP API.
 
@@ -111,6 +113,7 @@ def command(
         prefix_caching=prefix_caching,
         threads=threads,
         attention=attention,
+        hsa_budget=hsa_budget,
     )
     logs.configure(log_level, log_format)
     console = stderr_console(quiet=log_format == "json")
