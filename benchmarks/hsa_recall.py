@@ -188,8 +188,9 @@ def output_error(
 ) -> None:
     """Relative error of the output of each head, over the tiles that count."""
     q, k, v = q_HND[None], k_KND[None], v_KND[None]
-    many = [x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v)]
-    dense = scaled_dot_product_attention(q, *many, is_causal=True, scale=scale)[0].float()
+    groups = q.shape[1] // k.shape[1]
+    many_k, many_v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    dense = scaled_dot_product_attention(q, many_k, many_v, is_causal=True, scale=scale)[0].float()
     for budget in [b for b in budgets if b < q.shape[2]]:
         rows = slice(budget // TILE * TILE, None)
         for name, residual in (("plain", False), ("residual", True)):
