@@ -83,7 +83,7 @@ def unit_gradients_kernel(
 def _unit_weights(mean, dv, dk, k, v, log, centre, pruned, scale):
     """[units, keys]: weights of pruned keys, and the same times (dv . v_j + dk . k_j - its mean)."""
     x = tl.dot(mean, tl.trans(k), input_precision="ieee") * scale
-    w = tl.where(pruned, tl.exp2(x - log[:, None]), 0.0)
+    w = tl.exp2(tl.where(pruned, x - log[:, None], float("-inf")))
     g = tl.dot(dv, tl.trans(v), input_precision="ieee") + tl.dot(dk, tl.trans(k), input_precision="ieee")
     return w, w * (g - centre[:, None])
 
