@@ -124,7 +124,8 @@ class ProbeNetwork(nn.Module):
         config = self.config
         batch, length = ids_BT.shape
         cos, sin = self._table(batch, length)
-        x = F.embedding(ids_BT.reshape(-1), self.embedding)
+        # asks for a gradient like every later layer's input, so that the first layer needs no compilation of its own
+        x = F.embedding(ids_BT.reshape(-1), self.embedding).requires_grad_()
         weights = self.weights()
         shape = (config.rms_norm_eps, config.num_attention_heads, config.num_key_value_heads, config.head_dim)
         for layer, (norm, post_norm) in enumerate(self.norms):

@@ -42,7 +42,7 @@ def main() -> None:
     model_file = fetch(options.model, progress=False)
     phases = SMOKE_PHASES if options.smoke else PHASES
     lengths = sorted({length for _, shares in phases for length in shares})
-    held_out = {256: 1} if options.smoke else HELD_OUT
+    held_out = {} if options.smoke else HELD_OUT
     workers = Workers(options.workers, options.seed, model_file, options.exclude, options.tokens, lengths, held_out)
     try:
         train(options, model_file, workers, phases, started)
