@@ -2,5 +2,14 @@
 
 from stille.kernels.hsa.api import hsa_attention
 from stille.kernels.hsa.config import HSAConfig, HSAOutput
+from stille.kernels.hsa.paged import HSAWorkspace, PageCodes, hsa_decode, update_codes
 
-__all__ = ["HSAConfig", "HSAOutput", "hsa_attention"]
+__all__ = [
+    "HSAConfig",
+    "HSAOutput",
+    "HSAWorkspace",
+    "PageCodes",
+    "hsa_attention",
+    "hsa_decode",
+    "update_codes",
+]

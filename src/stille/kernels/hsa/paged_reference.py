@@ -1,0 +1,177 @@
+"""Specification of HSA's decode over a paged cache, in plain torch; also what runs without Triton.
+
+S sequences with one query each, H query heads, K key heads (H = K * G), D head width, B complete leaves of a sequence,
+`decode_leaf` keys each, F = 64 // decode_leaf of them in a page.
+
+1. Codes. Once its last key is written, a leaf gets its mean key (rounded to the keys' dtype), and each of its keys a
+   signature: the key minus the mean, rotated, reduced to signs (one bit per dimension) and one scale, the mean absolute
+   component.
+2. Scores. A query head estimates the log-mass of a leaf, q.mean + log sum_j exp(scale_j (R q).sign_j). A softmax over
+   the complete leaves makes shares of them; a key head averages those of its query heads. So one selection serves the
+   group.
+3. Selection. Sinks, local window and the incomplete leaf at the end always; then the leaves of the largest shares, up
+   to `budget` keys in all. Shares are compared on a grid, 256 steps per octave, down to 2^-32; equal: the earlier leaf.
+   A context that fits the budget is read in full.
+4. Exact softmax attention over what was selected.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from stille.kernels.hsa.config import HSAConfig
+from stille.kernels.triton_support import PAGE
+
+FINEST = 95 << 23
+"""Bits of 2^-32 as a float32: the smallest share that is told from nothing."""
+
+STEPS = 8191
+"""The largest rank."""
+
+
+class Codes(NamedTuple):
+    """Signatures of a leaf's keys [.., leaf, D/8] and their scales [.., leaf], and the leaf's mean [.., D]."""
+
+    signs: Tensor
+    scales: Tensor
+    means: Tensor
+
+
+def pack_signs(turned: Tensor) -> Tensor:
+    """uint8 [.., D/8]: bit i of byte b is set where component 8b + i is not negative."""
+    bits = (turned >= 0).unflatten(-1, (-1, 8)).to(torch.uint8)
+    return (bits << torch.arange(8, dtype=torch.uint8, device=turned.device)).sum(-1, dtype=torch.uint8)
+
+
+def unpack_signs(signs: Tensor) -> Tensor:
+    """float32 +-1 [.., D], the inverse of `pack_signs`."""
+    bits = signs.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8, device=signs.device) & 1
+    return bits.flatten(-2).float() * 2 - 1
+
+
+def encode(k: Tensor, rotation: Tensor) -> Codes:
+    """Codes of whole leaves.
+
+    Args:
+        k: keys [.., leaf, D].
+        rotation: [D, D], or what broadcasts against the keys.
+    """
+    mean = k.float().mean(-2).to(k.dtype).float()
+    turned = (k.float() - mean.unsqueeze(-2)) @ rotation.to(mean).transpose(-1, -2)
+    return Codes(pack_signs(turned), turned.abs().mean(-1), mean)
+
+
+def update_codes(
+    k_pages: Tensor, signs: Tensor, scales: Tensor, means: Tensor, rotation: Tensor, slots_N: Tensor, leaf: int
+) -> None:
+    """Recompute the codes of the leaves whose last slot is among `slots_N`; see `stille.kernels.hsa.paged`."""
+    slots = slots_N.long()
+    done = slots[(slots >= 0) & (slots % leaf == leaf - 1)]
+    page, place = done // PAGE, done % PAGE // leaf
+    kv_heads, dim = k_pages.shape[1], k_pages.shape[3]
+    leaves = k_pages.view(-1, kv_heads, PAGE // leaf, leaf, dim)[page, :, place]
+    new = encode(leaves, rotation)
+    signs.view(-1, kv_heads, PAGE // leaf, leaf, signs.shape[-1])[page, :, place] = new.signs
+    most = torch.finfo(scales.dtype).max
+    scales.view(-1, kv_heads, PAGE // leaf, leaf)[page, :, place] = new.scales.clamp(max=most).to(scales.dtype)
+    means[page, :, place] = new.means.to(means.dtype)
+
+
+def leaf_log_mass(q_HD: Tensor, codes: Codes, rotation: Tensor, scale: float) -> Tensor:
+    """Estimated log-mass of each leaf for each query head, float32 [H, B].
+
+    Args:
+        codes: signs [K, B, leaf, D/8], scales [K, B, leaf], means [K, B, D].
+        rotation: [D, D] or [K, D, D].
+    """
+    kv_heads, leaves, leaf = codes.scales.shape
+    q_KGD = q_HD.float().unflatten(0, (kv_heads, -1))
+    turned = q_KGD @ rotation.to(q_KGD).transpose(-1, -2)
+    keys = unpack_signs(codes.signs) * codes.scales.float().unsqueeze(-1)
+    dots = (turned @ keys.flatten(1, 2).transpose(1, 2)).unflatten(-1, (leaves, leaf))
+    centre = q_KGD @ codes.means.float().transpose(1, 2)
+    return (centre * scale + torch.logsumexp(dots * scale, -1)).flatten(0, 1)
+
+
+def ranks(log_mass_HB: Tensor, kv_heads: int) -> Tensor:
+    """int64 [K, B]: larger is better; the mean share of a group's query heads on the grid of the specification."""
+    share = torch.softmax(log_mass_HB, -1).unflatten(0, (kv_heads, -1)).mean(1)
+    return ((share.view(torch.int32) - FINEST).clamp(min=0) >> 15).clamp(max=STEPS).long()
+
+
+def select(rank_KB: Tensor, length: int, config: HSAConfig) -> Tensor:
+    """Bool [K, total leaves]: what a sequence of `length` keys reads; the incomplete leaf, if any, is the last."""
+    leaf = config.decode_leaf
+    complete, total = length // leaf, -(-length // leaf)
+    keep = config.budget // leaf
+    read = torch.ones(rank_KB.shape[0], total, dtype=torch.bool, device=rank_KB.device)
+    if total <= keep:
+        return read
+    b = torch.arange(complete, device=rank_KB.device)
+    free = (b >= config.sinks // leaf) & (b < complete - config.local // leaf)
+    order = rank_KB.masked_fill(~free, -1).argsort(dim=-1, descending=True, stable=True)
+    need = keep - int((~free).sum()) - (total - complete)
+    read[:, :complete] = ~free
+    read[:, :complete].scatter_(1, order[:, :need], True)
+    return read
+
+
+def gather_codes(signs: Tensor, scales: Tensor, means: Tensor, table_P: Tensor, length: int) -> Codes:
+    """Codes of a sequence's complete leaves, in its order: [K, B, ..]."""
+    per_page = means.shape[2]
+    leaf = PAGE // per_page
+    pages = table_P[: -(-length // PAGE)].long()
+    complete = length // leaf
+    s, f, m = (x[pages].transpose(0, 1) for x in (signs, scales, means))
+    return Codes(
+        s.flatten(1, 2).unflatten(1, (-1, leaf))[:, :complete],
+        f.flatten(1, 2).unflatten(1, (-1, leaf))[:, :complete],
+        m.flatten(1, 2)[:, :complete],
+    )
+
+
+def chosen_leaves(q_HD: Tensor, codes: Codes, rotation: Tensor, length: int, scale: float, config: HSAConfig) -> Tensor:
+    """Bool [K, total leaves]: what one sequence reads."""
+    kv_heads = codes.scales.shape[0]
+    if -(-length // config.decode_leaf) <= config.budget // config.decode_leaf:
+        return select(torch.zeros(kv_heads, 0, device=q_HD.device), length, config)
+    return select(ranks(leaf_log_mass(q_HD, codes, rotation, scale), kv_heads), length, config)
+
+
+def attend_leaves(
+    q_HD: Tensor, k_pages: Tensor, v_pages: Tensor, table_P: Tensor, read: Tensor, length: int, scale: float, leaf: int
+) -> Tensor:
+    """Exact attention of one sequence's query to the leaves that `read` [K, total leaves] marks; [H, D] in fp32."""
+    pages = table_P[: -(-length // PAGE)].long()
+    k, v = (x[pages].transpose(0, 1).flatten(1, 2)[:, :length].float() for x in (k_pages, v_pages))
+    q_KGD = q_HD.float().unflatten(0, (k.shape[0], -1))
+    logits = q_KGD @ k.transpose(1, 2) * scale
+    mask = read.repeat_interleave(leaf, 1)[:, None, :length]
+    return (logits.masked_fill(~mask, -math.inf).softmax(-1) @ v).flatten(0, 1)
+
+
+def hsa_decode(
+    q_SHD: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    signs: Tensor,
+    scales: Tensor,
+    means: Tensor,
+    rotation: Tensor,
+    table_SP: Tensor,
+    lengths_S: Tensor,
+    scale: float,
+    config: HSAConfig,
+) -> Tensor:
+    """See `stille.kernels.hsa.paged.hsa_decode`."""
+    out = torch.zeros_like(q_SHD)
+    for row, length in enumerate(lengths_S.tolist()):
+        if length:
+            codes = gather_codes(signs, scales, means, table_SP[row], length)
+            read = chosen_leaves(q_SHD[row], codes, rotation, length, scale, config)
+            out[row] = attend_leaves(
+                q_SHD[row], k_pages, v_pages, table_SP[row], read, length, scale, config.decode_leaf
+            )
+    return out
