@@ -96,8 +96,8 @@ def test_round_trip_through_a_folder(tmp_path):
     ("changes", "message"),
     [
         (
-            {"attention_kinds": ["full", "hsa"], "hsa": {"budget": 64}},
-            r"attention kind 'hsa' is not registered \(registered: full\)",
+            {"attention_kinds": ["full", "no-such"]},
+            r"attention kind 'no-such' is not registered \(registered: full, hsa\)",
         ),
         ({"ffn_kinds": ["no-such", "dense"]}, r"ffn kind 'no-such' is not registered \(registered: .*dense.*\)"),
         ({"draft": {"kind": "no-such"}}, "draft kind 'no-such' is not registered"),
@@ -130,11 +130,11 @@ class NextTokenHead(nn.Linear):
 @pytest.fixture
 def kinds():
     """Three kinds registered as later code will do it, and taken away again."""
-    ATTENTION_KINDS.register("hsa")(WindowlessAttention)
+    ATTENTION_KINDS.register("windowless")(WindowlessAttention)
     FFN_KINDS.register("experts")(WideFFN)
     DRAFT_KINDS.register("next")(NextTokenHead)
     yield
-    for registry, kind in ((ATTENTION_KINDS, "hsa"), (FFN_KINDS, "experts"), (DRAFT_KINDS, "next")):
+    for registry, kind in ((ATTENTION_KINDS, "windowless"), (FFN_KINDS, "experts"), (DRAFT_KINDS, "next")):
         del registry._builders[kind]
 
 
@@ -143,8 +143,7 @@ def test_a_new_kind_is_one_registration(kinds, tmp_path):
     torch.manual_seed(0)
     model = StilleForCausalLM(
         config(
-            attention_kinds=["hsa", "full"],
-            hsa={"budget": 64},
+            attention_kinds=["windowless", "full"],
             ffn_kinds=["dense", "experts"],
             experts={"width": 40},
             draft={"kind": "next", "vocabulary": 7},

@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from stille.model.config import StilleConfig
 from stille.model.decoder import StilleForCausalLM, StilleModel
 from stille.model.hf_hsa import register_hsa
+from stille.model.hsa import HSAAttention
 from stille.model.load import LoadedModel, load_config, load_model, load_tokenizer
 
 AutoConfig.register(StilleConfig.model_type, StilleConfig, exist_ok=True)
@@ -16,6 +17,7 @@ AutoModel.register(StilleConfig, StilleModel, exist_ok=True)
 AutoModelForCausalLM.register(StilleConfig, StilleForCausalLM, exist_ok=True)
 
 __all__ = [
+    "HSAAttention",
     "LoadedModel",
     "StilleConfig",
     "StilleForCausalLM",

@@ -22,6 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
+from stille.errors import UnsupportedError
 from stille.model.attention import ATTENTION_KINDS, Attend, AttentionBackend
 from stille.model.config import StilleConfig
 from stille.model.draft import build_draft
@@ -61,6 +62,21 @@ class StillePreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+
+    def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
+        """transformers' choice of attention function; layers of kind "hsa" need the one that they bring.
+
+        Raises:
+            UnsupportedError: another one was asked for.
+        """
+        if "hsa" not in self.config.attention_kinds:
+            return super().get_correct_attn_implementation(requested_attention, is_init_check)
+        if requested_attention not in (None, "hsa"):
+            raise UnsupportedError(
+                f"attn_implementation={requested_attention!r}, but the model has layers of kind 'hsa': leave "
+                "attn_implementation out; layers of kind 'full' then run on SDPA."
+            )
+        return "hsa"
 
 
 class StilleModel(StillePreTrainedModel):

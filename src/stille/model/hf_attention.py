@@ -55,9 +55,12 @@ def make_attend(
         cache: keys and values of earlier tokens, or None.
         attention_mask: what `create_causal_mask` made for the implementation.
         implementation: name in transformers' `AttentionInterface` ("sdpa", "eager", ...).
-        weights: if given, each layer's attention weights are appended (None where the function keeps none).
+        weights: if given, each layer's attention weights are appended (None where the function keeps none, of which it
+            warns, or which it refuses).
         **kwargs: passed on to the attention function (packing metadata and the like).
     """
+    if weights is not None:
+        kwargs["output_attentions"] = True
     function: Any = ALL_ATTENTION_FUNCTIONS.get_interface(implementation or "eager", eager_attention)
 
     def attend(layer: int, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, scale: float) -> Tensor:

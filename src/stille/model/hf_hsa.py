@@ -99,7 +99,7 @@ def hsa_mask(
     GPU in the pass, as in transformers' mask for flash attention), so that batches without it take the fast path.
 
     Args:
-        batch_size, q_length, kv_length: B, new tokens M, columns N of the cache, unused ones of a static cache included.
+        batch_size, q_length, kv_length: B, new tokens M, columns N of the cache (of a static one: all).
         q_offset: column of the first new token; a tensor where the cache is static.
         attention_mask: bool [B, up to N]; missing columns hold no token.
 
@@ -111,7 +111,7 @@ def hsa_mask(
         UnsupportedError: a pattern other than causal attention (packed sequences, chunks, blocks, prefixes).
     """
     tracing = torch.compiler.is_compiling() or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
-    # Compiled code gets the pattern for packed sequences whether there are any or not.
+    # Compiled code without mask and cache gets the pattern for packed sequences whether there are any or not.
     windowed = getattr(config, "sliding_window", None) is not None  # judged by layer, in `hsa_forward`
     other = mask_function is not causal_mask_function and not windowed
     if use_vmap or getattr(config, "attention_chunk_size", None) or (other and not tracing):
@@ -124,7 +124,7 @@ def hsa_mask(
     here = kv_length
     if q_length > 1 and not tracing:
         here = min(int(q_offset) + q_length, kv_length)
-        if attention_mask is None or bool(attention_mask[:, :here].all()) and attention_mask.shape[1] >= here:
+        if attention_mask is None or (attention_mask.shape[1] >= here and bool(attention_mask[:, :here].all())):
             return None if here == kv_length else torch.empty(batch_size, 1, 0, here, dtype=torch.uint8, device=device)
     column = torch.arange(here, device=device)
     if attention_mask is None:
@@ -192,8 +192,8 @@ def _refuse(module: nn.Module, dropout: float, is_causal: bool | None, kwargs: d
     window = kwargs.get("sliding_window")
     if window is not None and window < getattr(config, "max_position_embeddings", 0):
         raise UnsupportedError(
-            f"a layer attends to a window of {window} tokens, which 'hsa' does not: set config.sliding_window = None to "
-            f"attend beyond it, or config.max_position_embeddings = {window} to stay within, or {_INSTEAD}."
+            f"a layer attends to a window of {window} tokens, which 'hsa' does not: set config.sliding_window = None "
+            f"to attend beyond it, or config.max_position_embeddings = {window} to stay within, or {_INSTEAD}."
         )
     if is_causal is False or not getattr(module, "is_causal", True):
         raise UnsupportedError(f"a layer is not causal, and 'hsa' is: {_INSTEAD}.")

@@ -1,9 +1,9 @@
 """HSA over a plain cache of keys, as models outside the engine keep one: a few new queries, and rows with padding.
 
-Prefill without padding is `hsa_attention`. This adds what a batch of prompts and decoding need: rows are shifted so that
-their tokens start at 0, and new queries choose keys row by row. No signatures are kept, so scores come from the keys
-themselves: decoding reads every key once, and the values of `budget` of them. Nothing waits for the GPU; shapes alone
-decide what runs, so torch.compile and CUDA graphs take it.
+Prefill without padding is `hsa_attention`. This adds what a batch of prompts and decoding need: rows are shifted so
+that their tokens start at 0, and new queries choose keys row by row. No signatures are kept, so scores come from the
+keys themselves: decoding reads every key once, and the values of `budget` of them. Nothing waits for the GPU; shapes
+alone decide what runs, so torch.compile and CUDA graphs take it.
 
 Shapes: B batch, H query heads, K key/value heads, G = H / K, M new queries, N columns of the cache, D head width.
 """
@@ -15,11 +15,12 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from stille.kernels.hsa import api
 from stille.kernels.hsa.config import HSAConfig
 from stille.kernels.hsa.ops import compiled_attention
+from stille.kernels.hsa.paged_reference import FINEST, STEPS
 
 FEW = 16
 """So many queries over a cache choose row by row; more share their choice by tiles."""
 
-_SCORES = 1 << 28  # scores held at once, in elements
+_AT_ONCE = 1 << 27  # elements of scores, keys and values that are held at once
 
 
 def cached_attention(
@@ -35,8 +36,8 @@ def cached_attention(
     """Causal sparse attention of M new tokens over N columns of a cache that holds them too.
 
     Caches of fewer columns than `config.dense_limit` are attended in full. Beyond: as many queries as columns choose by
-    tiles, as in `hsa_attention`; at most 16 queries choose row by row, leaves of `config.decode_leaf` keys by the sum of
-    their shares over the heads of a group; more queries choose by tiles if there is no padding, else row by row too.
+    tiles, as in `hsa_attention`; at most 16 queries choose row by row, leaves of `config.decode_leaf` keys that the
+    heads of a group share; more queries choose by tiles if there is no padding, else row by row too.
 
     Args:
         q_BHMD: queries of columns `start` to `start + M - 1`.
@@ -56,7 +57,7 @@ def cached_attention(
     """
     config = HSAConfig() if config is None else config
     m, n = q_BHMD.shape[2], k_BKND.shape[2]
-    scale = q_BHMD.shape[3] ** -0.5 if scale is None else scale
+    factor = q_BHMD.shape[3] ** -0.5 if scale is None else scale
     if not torch.compiler.is_compiling():
         api._check(q_BHMD, k_BKND, v_BKND)
         if present_BN is not None and (present_BN.shape != (k_BKND.shape[0], n) or present_BN.dtype != torch.bool):
@@ -65,20 +66,20 @@ def cached_attention(
             )
     if present_BN is None:
         if m == n or m > FEW or n < config.dense_limit:
-            return compiled_attention(q_BHMD, k_BKND, v_BKND, config, scale)
+            return compiled_attention(q_BHMD, k_BKND, v_BKND, config, factor)
         position_BM = torch.arange(n - m, n, device=q_BHMD.device).expand(q_BHMD.shape[0], -1)
-        return _by_row(q_BHMD, k_BKND, v_BKND, position_BM, None, scale, config)
+        return _by_row(q_BHMD, k_BKND, v_BKND, position_BM, None, factor, config)
     place_BN, order_BN = _places(present_BN)
     if m == n:
         q, k, v = (_columns(x, order_BN) for x in (q_BHMD, k_BKND, v_BKND))
-        return _columns(compiled_attention(q, k, v, config, scale, present_BN.sum(1)), place_BN)
+        return _columns(compiled_attention(q, k, v, config, factor, present_BN.sum(1)), place_BN)
     column_M = torch.arange(m, device=q_BHMD.device) + (n - m if start is None else start)
     real_BM = present_BN.index_select(1, column_M)
     if n < config.dense_limit:
         read_BMN = present_BN[:, None] & (torch.arange(n, device=q_BHMD.device) <= column_M[:, None])
-        return _in_full(q_BHMD, k_BKND, v_BKND, read_BMN, real_BM, scale)
+        return _in_full(q_BHMD, k_BKND, v_BKND, read_BMN, real_BM, factor)
     position_BM = place_BN.index_select(1, column_M).masked_fill(~real_BM, -1)
-    return _by_row(q_BHMD, k_BKND, v_BKND, position_BM, order_BN, scale, config)
+    return _by_row(q_BHMD, k_BKND, v_BKND, position_BM, order_BN, factor, config)
 
 
 def _places(present_BN: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,9 +94,7 @@ def _columns(x_BHND: Tensor, index_BN: Tensor) -> Tensor:
     return x_BHND.gather(2, index_BN[:, None, :, None].expand_as(x_BHND))
 
 
-def _in_full(
-    q_BHMD: Tensor, k_BKND: Tensor, v_BKND: Tensor, read_BMN: Tensor, real_BM: Tensor, scale: float
-) -> Tensor:
+def _in_full(q_BHMD: Tensor, k_BKND: Tensor, v_BKND: Tensor, read_BMN: Tensor, real_BM: Tensor, scale: float) -> Tensor:
     """Every key that a query may read. The heads of a group go as rows: masks and grouped heads exclude each other in
     the fused kernels of torch."""
     groups = q_BHMD.shape[1] // k_BKND.shape[1]
@@ -121,10 +120,11 @@ def _by_row(
         position_BM: of each query in its sequence; -1: padding.
         order_BN: columns of each sequence's tokens, in order; None: columns are positions.
     """
-    (batch, heads, m, _), n = q_BHMD.shape, k_BKND.shape[2]
+    (batch, heads, m, dim), n = q_BHMD.shape, k_BKND.shape[2]
     if m == 1:
         return _few_rows(q_BHMD, k_BKND, v_BKND, position_BM, order_BN, scale, config)
-    rows = max(1, min(FEW, _SCORES // (batch * heads * n)))
+    held = batch * (heads * n + 2 * k_BKND.shape[1] * min(config.budget, n) * dim)
+    rows = max(1, min(FEW, _AT_ONCE // held))
     parts = [
         _few_rows(q, k_BKND, v_BKND, position, order_BN, scale, config)
         for q, position in zip(q_BHMD.split(rows, 2), position_BM.split(rows, 1), strict=True)
@@ -150,10 +150,10 @@ def _few_rows(
     if order_BN is not None:
         column = order_BN[:, None, None].expand(-1, k_heads, m, -1).gather(-1, column)
     index = column.flatten(2)[..., None].expand(-1, -1, -1, dim)
-    k, v = (x.gather(2, index).view(batch * k_heads, m, -1, dim) for x in (k_BKND, v_BKND))
-    mask = read_BKMS.flatten(0, 1)[:, :, None]
-    out = scaled_dot_product_attention(q_BKMGD.flatten(0, 1), k, v, attn_mask=mask, scale=scale)
-    out = out.view(batch, k_heads, m, -1, dim).transpose(2, 3).reshape(batch, heads, m, dim)
+    # fp32 costs little for so few keys, and keeps the weights from being rounded.
+    k, v = (x.gather(2, index).view(batch, k_heads, m, -1, dim).float() for x in (k_BKND, v_BKND))
+    logits = (q_BKMGD.float() @ k.transpose(-1, -2) * scale).masked_fill(~read_BKMS[..., None, :], float("-inf"))
+    out = (logits.softmax(-1) @ v).transpose(2, 3).reshape(batch, heads, m, dim).to(q_BHMD.dtype)
     return out.masked_fill((position_BM < 0)[:, None, :, None], 0)
 
 
@@ -162,22 +162,22 @@ def _choose(
 ) -> tuple[Tensor, Tensor]:
     """Positions of up to `budget` keys for each query and head of keys, and which of them it really reads.
 
-    Always: sinks, the window of whole leaves before the unfinished one, and that. Then the best leaves. A leaf's score
-    is its share of each query head's attention, summed over the group.
+    The rule is that of decoding over pages (`paged_reference`), with the keys themselves in the place of signatures.
     """
     leaf, groups, n = config.decode_leaf, q_BKMGD.shape[3], k_BKND.shape[2]
     score = (q_BKMGD.flatten(2, 3) @ k_BKND.transpose(2, 3)).float() * scale
     if order_BN is not None:
         score = score.gather(-1, order_BN[:, None, None].expand_as(score))
-    score = score.unflatten(2, (-1, groups))
-    seen = torch.arange(n, device=score.device) <= last_B1M1[..., None]
-    score = pad(score.masked_fill(~seen, float("-inf")), (0, -n % leaf), value=float("-inf"))
-    share = score.unflatten(-1, (-1, leaf)).logsumexp(-1).softmax(-1).sum(3)
-    b = torch.arange(share.shape[-1], device=share.device)
-    whole = (last_B1M1 + 1) // leaf
+    score = pad(score.unflatten(2, (-1, groups)), (0, -n % leaf))
+    mass = score.unflatten(-1, (-1, leaf)).logsumexp(-1)
+    leaves = mass.shape[-1]
+    b, whole = torch.arange(leaves, device=mass.device), (last_B1M1 + 1) // leaf
+    share = mass.masked_fill((b >= whole)[..., None, :], float("-inf")).softmax(-1).nan_to_num(0.0).mean(3)
+    # Ranks of the shares, then the earlier leaf first: integers without ties.
+    rank = ((share.view(torch.int32) - FINEST).clamp(min=0) >> 15).clamp(max=STEPS)
     always = (b < config.sinks // leaf) | (b >= whole - config.local // leaf)
-    share = share.masked_fill(always, groups + 1.0).masked_fill(b > last_B1M1 // leaf, -1.0)
-    best, chosen = share.topk(min(config.budget // leaf, share.shape[-1]), -1)
+    rank = (rank.masked_fill(always, STEPS + 1) * leaves + (leaves - 1 - b)).masked_fill(b > last_B1M1 // leaf, -1)
+    best, chosen = rank.topk(min(config.budget // leaf, leaves), -1)
     token = chosen[..., None] * leaf + torch.arange(leaf, device=chosen.device)
     read = (best >= 0)[..., None] & (token <= last_B1M1[..., None])
     return token.flatten(-2), read.flatten(-2)

@@ -1,4 +1,4 @@
-"""`hsa_attention` as an operator of torch, so that torch.compile neither traces nor breaks at the launching of kernels."""
+"""`hsa_attention` as an operator of torch, so that torch.compile does not look into the launching of kernels."""
 
 import ast
 from dataclasses import fields
@@ -65,12 +65,14 @@ def _(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, scale: float, con
 def _backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, scale: float, config: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    inputs = tuple(x.detach().requires_grad_() for x in (q, k, v))
     # Operators run below autograd; here it has to record once more.
-    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
-    with torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), keys), torch.enable_grad():
-        out = hsa_attention(*inputs, decode(config), scale=scale, lengths_B=lengths)
-        dq, dk, dv = torch.autograd.grad(out, inputs, grad)
+    include, exclude = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+    for key in ("AutogradFunctionality", "AutogradOther", "AutogradNestedTensor"):
+        exclude = exclude.remove(getattr(torch._C.DispatchKey, key))
+    with torch._C._ForceDispatchKeyGuard(include, exclude), torch.enable_grad():
+        q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
+        out = hsa_attention(q, k, v, decode(config), scale=scale, lengths_B=lengths)
+        dq, dk, dv = torch.autograd.grad(out, (q, k, v), grad)
     return dq.contiguous(), dk.contiguous(), dv.contiguous()
 
 
