@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import random
+import signal
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +106,7 @@ def _make_all(plans: Sequence[Plan], encode: Encoder, seed: int, workers: int) -
 
 def _start_worker(encode: Encoder, seed: int) -> None:
     global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     _worker = encode, seed
 
 
