@@ -6,6 +6,7 @@ PYTHONPATH=benchmarks python -m probe.export --adapter benchmarks/probe/adapter 
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,7 +34,7 @@ def merged_model(source: str, adapter: Path, dtype: torch.dtype = torch.bfloat16
             A, B = (tensors[f"{prefix}.lora_{x}.weight"].float() for x in "AB")
             weight = getattr(getattr(layer, block), name).weight
             weight.copy_(merge(weight, A, B, torch.bfloat16))
-    probe = type(model)(config)
+    probe: Any = type(model)(config)
     probe.load_state_dict(model.state_dict())
     probe.generation_config = model.generation_config
     loaded.tokenizer.model_max_length = settings["context"]
