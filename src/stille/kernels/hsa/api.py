@@ -1,7 +1,7 @@
-"""Causal attention that reads a budget of keys: on Triton where it runs, elsewhere by the reference in plain torch."""
+"""Causal attention that reads a budget of keys: on Triton where it runs, elsewhere in plain torch."""
 
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Literal, overload
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from stille.errors import UnsupportedError
-from stille.kernels.hsa import autograd, reference
+from stille.kernels.hsa import autograd, cpu, reference
 from stille.kernels.hsa.config import TILE, HSAConfig, HSAOutput
 from stille.kernels.triton_support import IN_TRITON, interpreting, require_triton, runs_triton
 
@@ -111,7 +111,7 @@ def hsa_attention(
     elif runs_triton(q_BHTD):
         out, lse, missed, _, _ = _triton(q_HMD, k_KND, v_KND, factor, config, lengths_B)
     else:
-        out, lse, missed = _plain(q_HMD, k_KND, v_KND, factor, config, lengths_B)
+        out, lse, missed = _plain(q_HMD, k_KND, v_KND, factor, config, lengths_B, return_details)
     out, lse = out.view(q_BHTD.shape), lse.view(batch, heads, m)
     missed = missed.view(batch, heads, m) if config.residual and missed is not None else None
     if padding_BT is not None:
@@ -182,13 +182,24 @@ def _covering(config: HSAConfig, n: int) -> HSAConfig:
 
 
 def _plain(
-    q_HMD: Tensor, k_KND: Tensor, v_KND: Tensor, scale: float, config: HSAConfig, lengths_B: Tensor | None
+    q_HMD: Tensor,
+    k_KND: Tensor,
+    v_KND: Tensor,
+    scale: float,
+    config: HSAConfig,
+    lengths_B: Tensor | None,
+    want_lse: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    attend = autograd.by_reference if autograd.wanted(q_HMD, k_KND, v_KND) else reference.hsa_attention
+    if autograd.wanted(q_HMD, k_KND, v_KND):
+        attend = autograd.by_reference
+    elif q_HMD.device.type == "cpu":
+        attend = partial(cpu.hsa_attention, want_lse=want_lse)
+    else:
+        attend = reference.hsa_attention
     if lengths_B is None:
         out, lse, missed = attend(q_HMD, k_KND, v_KND, config, scale)
         return out.to(q_HMD.dtype), lse, missed
-    # With padding, a row of the batch at a time: the reference is there to be read.
+    # With padding, a row of the batch at a time.
     out, lse = torch.zeros_like(q_HMD), torch.zeros(q_HMD.shape[:2], device=q_HMD.device)
     missed, batch = torch.zeros_like(lse), lengths_B.shape[0]
     heads, kv_heads = q_HMD.shape[0] // batch, k_KND.shape[0] // batch
