@@ -71,8 +71,10 @@ def speed(records: list[ledger.Record]) -> Figure | None:
             if points := sorted(found[dim].get(name, [])):
                 axis.plot(*zip(*points, strict=True), color=colour, marker="o", label=label)
         axis.set(xscale="log", yscale="log", title=f"head width {dim}", xlabel="tokens", ylabel="ms, forward")
-        ticks(axis, [x for x, _ in sorted(set(found[dim]["hsa"]))], lambda x, _: f"{x:g}K")
+        lengths = [x for x, _ in sorted(set(found[dim]["hsa"]))]
+        ticks(axis, lengths[::-2] if len(lengths) > 5 else lengths, lambda x, _: f"{x:g}K")
         axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+        axis.yaxis.set_minor_locator(NullLocator())
     axes[0][0].legend()
     return figure
 
@@ -83,7 +85,7 @@ def recall(points: list[dict]) -> Figure | None:
     if not lengths:
         return None
     figure, axes = plt.subplots(
-        1, len(lengths), figsize=(3.4 * len(lengths), 3.2), squeeze=False, sharey=True, layout="constrained"
+        1, len(lengths), figsize=(2.9 * len(lengths) + 1.4, 3.2), squeeze=False, sharey=True, layout="constrained"
     )
     for axis, length in zip(axes[0], lengths, strict=True):
         here = {(p["kind"], p["method"], p["budget"]): p["value"] for p in points if p["length"] == length}
@@ -96,9 +98,11 @@ def recall(points: list[dict]) -> Figure | None:
                 axis.plot(*zip(*pairs, strict=True), line, color=colour, label=label, linewidth=width)
         axis.set(xscale="log", title=f"{length >> 10}K tokens", xlabel="share of the past that is read")
         low, high = min(density.values()), max(density.values())
-        ticks(axis, [x for x in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if low <= x <= high], lambda x, _: f"{x:.0%}")
+        ticks(
+            axis, [x for x in (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0) if low <= x <= high], lambda x, _: f"{x:.0%}"
+        )
     axes[0][0].set_ylabel("share of the attention mass")
-    axes[0][-1].legend()
+    figure.legend(*axes[0][-1].get_legend_handles_labels(), loc="outside right upper")
     return figure
 
 
