@@ -78,7 +78,7 @@ def test_a_small_budget_is_another_attention(make_engine, sparse_core, answer):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_an_answer_is_the_same_with_its_prompt_in_chunks_and_in_a_batch(sparse_core, run, answer, name):
     config, whole = variant(name), sparse_core(variant(name))
-    work = {f"{i}": (ids, GREEDY) for i, ids in enumerate(prompts(450, 257, 390, 129, 30))}
+    work = {f"{i}": (ids, GREEDY) for i, ids in enumerate(prompts(450, 385, 390, 129, 30))}
     step = PromptRule.of(config).step(512)
     core = sparse_core(config, async_depth=1, max_num_seqs=4, max_num_batched_tokens=4 + step)
     steps = watch(core)
@@ -102,10 +102,14 @@ def test_an_answer_is_the_same_after_prefix_cache_hits(sparse_core, run, answer,
     core, fresh = sparse_core(config), sparse_core(config, prefix_caching=False)
     shared, one, two = prompts(5 * PAGE_SIZE, 140, 64)
     answer(core, shared + one, GREEDY)
-    for tail_ids in (two, one[:60]):
-        result = run(core, {"hit": (shared + tail_ids, GREEDY)})["hit"]
-        assert result.usage.cached_tokens == 4 * PAGE_SIZE  # five pages fit, but a tile has two
-        assert result.outputs[0].token_ids == answer(fresh, shared + tail_ids, GREEDY)
+    steps = watch(core)
+    # Five pages fit, but a tile has two. Of the last prompt a single token is left, which is no decoding for that.
+    for ids, cached in ((shared + two, 256), (shared + one[:60], 256), (shared + one[:65], 384)):
+        steps.clear()
+        result = run(core, {"hit": (ids, GREEDY)})["hit"]
+        assert result.usage.cached_tokens == cached
+        assert (steps[0].lengths.tolist(), steps[0].num_decodes) == ([len(ids) - cached], 0)
+        assert result.outputs[0].token_ids == answer(fresh, ids, GREEDY)
 
 
 def test_sequences_that_gave_way_are_answered_in_full(sparse_core, run):

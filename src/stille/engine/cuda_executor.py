@@ -87,21 +87,24 @@ class CudaExecutor:
 
         layers, kv_heads = int(shape.num_hidden_layers), int(shape.num_key_value_heads)
         page_bytes = 2 * layers * kv_heads * PAGE_SIZE * self._head_dim * weight.element_size()
+        heads, workspace = int(shape.num_attention_heads), None
         if config.hsa is not None:
-            from stille.kernels.hsa.paged import PageCodes
+            from stille.kernels.hsa.paged import HSAWorkspace, PageCodes
 
             page_bytes += layers * PageCodes.bytes_per_page(kv_heads, self._head_dim, config.hsa, weight.element_size())
+            # Before the pages are planned: in long contexts it takes a share of the memory.
+            workspace = HSAWorkspace(
+                most, heads, kv_heads, self._head_dim, self._max_len, config.hsa, self.dtype, self.device
+            )
         self.num_pages = plan_pages(config, page_bytes, self.device)
         cache_shape = (layers, self.num_pages, kv_heads, PAGE_SIZE, self._head_dim)
-        heads = int(shape.num_attention_heads)
         self._cache = KVCache.allocate(cache_shape, heads, most, self.dtype, self.device)
         self._rule: PromptRule | None = None
         self.codes: PageCodes | None = None
-        if config.hsa is not None:
+        if config.hsa is not None and workspace is not None:
             from stille.engine.cuda_hsa import SparseCache
 
-            length = config.max_model_len
-            self._cache.sparse = SparseCache(config.hsa, cache_shape, heads, most, length, self.dtype, self.device)
+            self._cache.sparse = SparseCache(config.hsa, cache_shape, self.dtype, self.device, workspace)
             self._rule, self.codes = self._cache.sparse.rule, self._cache.sparse.codes
         self._fused = FusedDecoder(model, self._cache, most, config.max_model_len) if is_dense(shape) else None
         if self._fused is None:

@@ -42,27 +42,23 @@ class SparseCache:
     Args:
         config: of the engine.
         shape: of the cache, [layers, pages, K, 64, D].
-        heads: query heads.
-        sequences: most rows of a decode step (padded).
-        length: most tokens of a sequence.
         dtype, device: of the cache.
+        workspace: for decode steps.
     """
 
     def __init__(
         self,
         config: HSAConfig,
         shape: tuple[int, ...],
-        heads: int,
-        sequences: int,
-        length: int,
         dtype: torch.dtype,
         device: torch.device,
+        workspace: HSAWorkspace,
     ):
         self.config = config
         self.rule = PromptRule.of(config)
         self.codes = PageCodes.allocate(shape, config, dtype, device)
         self._of_layer = [self.codes.layer(layer) for layer in range(shape[0])]
-        self._workspace = HSAWorkspace(sequences, heads, shape[2], shape[4], length, config, dtype, device)
+        self._workspace = workspace
 
     def written(self, layer: int, keys: Tensor, slots_N: Tensor) -> None:
         """Keys have been written to these slots: their codes follow."""
