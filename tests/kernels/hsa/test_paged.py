@@ -197,8 +197,8 @@ def test_codes_updated_on_the_way_learned_rotations_and_a_flat_table():
     q = torch.cat([c.q, c.q[:1]])
     stride = torch.tensor([width], dtype=torch.int32, device=DEVICE)
     got = hsa_decode(
-        q, c.k, c.v, fresh, c.table.flatten(), c.lengths, c.scale, c.config, slots_N=c.slots[late], sequences=2,
-        table_stride=stride, out=out, workspace=workspace,
+        q, c.k, c.v, fresh, c.table.flatten().long(), c.lengths.long(), c.scale, c.config,
+        slots_N=c.slots[late].long(), sequences=2, table_stride=stride, out=out, workspace=workspace,
     )  # fmt: skip
     assert got is out
     assert (got[2] == 7).all()

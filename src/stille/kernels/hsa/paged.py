@@ -19,6 +19,7 @@ from stille.kernels.triton_support import IN_TRITON, PAGE, next_power_of_2, requ
 MAX_LENGTH = 1 << 20
 """Most tokens of a sequence that the Triton kernels take."""
 
+MAX_KEPT = 8191  # leaves that a sequence reads; the selection packs two counts into one integer
 MAX_GROUP = 64
 MAX_DIM = 256
 
@@ -165,6 +166,10 @@ class HSAWorkspace:
         group = heads // kv_heads
         if group > MAX_GROUP:
             raise UnsupportedError(f"{heads} query heads on {kv_heads}: at most {MAX_GROUP} to one are supported.")
+        if config.budget // config.decode_leaf > MAX_KEPT:
+            raise UnsupportedError(
+                f"a budget of {config.budget}: HSA decodes with at most {MAX_KEPT * config.decode_leaf} on the GPU."
+            )
         self.sequences, self.config, self._cut = sequences, config, cut
         self._shape = kv_heads, group, head_dim, dtype.itemsize
         self.leaves = -(-max_length // config.decode_leaf)
@@ -304,6 +309,8 @@ def hsa_decode(
             f"the workspace is for {workspace.sequences} sequences and {workspace.config}; this call has {sequences} "
             f"sequences and {config}."
         )
+    if k_pages.shape[0] * k_pages.shape[1] * PAGE >= 1 << 31:  # rows are counted in 32 bits, bytes in 64
+        raise UnsupportedError(f"k_pages {tuple(k_pages.shape)}: a layer's cache of at most 2^31 keys is supported.")
     out = torch.empty_like(q_SHD) if out is None else out
     if sequences:
         triton_decode.hsa_decode(

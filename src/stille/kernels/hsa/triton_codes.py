@@ -82,12 +82,12 @@ def encode_leaf(
     tl.store(scales_ptr + key, tl.minimum(size, 65504.0).to(scales_ptr.dtype.element_ty))
 
 
-@triton.jit(do_not_specialize=["queries"])
+@triton.jit(do_not_specialize=["queries", "budget"])
 def prepare_kernel(
     q_ptr, lengths_ptr, rotation_ptr, code_ptr, coef_ptr, k_pages_ptr, signs_ptr, scales_ptr, means_ptr, slots_ptr,
-    queries, q_stride, rotation_stride, scale_log2,
+    queries, q_stride, rotation_stride, budget, scale_log2,
     G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, LEAF: tl.constexpr,
-    PAGE: tl.constexpr, BUDGET: tl.constexpr, PDL: tl.constexpr,
+    PAGE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Programs below `queries` encode queries, the others the leaf of a slot, if it is the leaf's last."""
     if PDL:
@@ -97,7 +97,7 @@ def prepare_kernel(
     kv_head, kv_heads = tl.program_id(1), tl.num_programs(1)
     turn_ptr = rotation_ptr + kv_head * rotation_stride
     if i < queries:
-        if tl.load(lengths_ptr + i) > BUDGET:  # else everything is read and nothing scored
+        if tl.load(lengths_ptr + i) > budget:  # else everything is read and nothing scored
             encode_query(
                 q_ptr, turn_ptr, code_ptr, coef_ptr, i.to(tl.int64), i.to(tl.int64) * kv_heads + kv_head, kv_head,
                 q_stride, scale_log2, G, GP, D, BLOCK_D, CHUNK,
@@ -150,7 +150,8 @@ def prepare(
             k_pages if q_SHD is None else q_SHD, slots_N if lengths_S is None else lengths_S, rotation,
             signs if code is None else code, scales if coef is None else coef, k_pages, signs, scales, means,
             lengths_S if slots_N is None else slots_N, queries,
-            0 if q_SHD is None else q_SHD.stride(0), rotation.stride(0) if rotation.ndim == 3 else 0, scale * LOG2_E,
+            0 if q_SHD is None else q_SHD.stride(0), rotation.stride(0) if rotation.ndim == 3 else 0, budget,
+            scale * LOG2_E,
             G=group, GP=padded_group(group), D=dim, BLOCK_D=width, CHUNK=min(width, 64), LEAF=leaf, PAGE=PAGE,
-            BUDGET=budget, PDL=pdl, num_warps=4, **extra,
+            PDL=pdl, num_warps=4, **extra,
         )  # fmt: skip

@@ -81,24 +81,24 @@ def table_row(table_ptr, table_stride, seq, ON_DEVICE: tl.constexpr):
     return table_ptr + seq.to(tl.int64) * stride
 
 
-@triton.jit(do_not_specialize=["table_stride"])
+@triton.jit(do_not_specialize=["table_stride", "budget"])
 def score_kernel(
     q_ptr, code_ptr, coef_ptr, signs_ptr, scales_ptr, means_ptr, table_ptr, lengths_ptr,
-    mass_ptr,  # fp32 [S, K, GP, WIDTH], base 2
-    stat_ptr,  # fp32 [S, K, SPLITS, 2, GP]: largest mass of a split, and sum of masses relative to it
-    table_stride, q_stride, scale_log2,
+    mass_ptr,  # fp32 [S, K, GP, width], base 2
+    stat_ptr,  # fp32 [S, K, splits, 2, GP]: largest mass of a split, and sum of masses relative to it
+    table_stride, q_stride, budget, width, scale_log2,
     G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, LEAF: tl.constexpr, PAGE: tl.constexpr,
-    BUDGET: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr, PAGES: tl.constexpr, WARPS: tl.constexpr,
-    ON_DEVICE: tl.constexpr, ASM: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
+    PAGES: tl.constexpr, WARPS: tl.constexpr, ON_DEVICE: tl.constexpr, ASM: tl.constexpr, STAGES: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Log-masses of the complete leaves of a split, PAGES pages at a time."""
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     split, kv_head, seq = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    kv_heads = tl.num_programs(1)
+    kv_heads, splits = tl.num_programs(1), tl.num_programs(0)
     length = tl.load(lengths_ptr + seq)
-    if length <= BUDGET:
+    if length <= budget:
         return
     KEYS: tl.constexpr = PAGES * PAGE
     LEAVES: tl.constexpr = KEYS // LEAF
@@ -106,7 +106,7 @@ def score_kernel(
     BYTES: tl.constexpr = BLOCK_D // 8
     complete = length // LEAF
     tiles = tl.cdiv(complete, LEAVES)
-    per_split = tl.cdiv(tiles, SPLITS)
+    per_split = tl.cdiv(tiles, splits)
     first = split * per_split
     if first >= tiles:
         return
@@ -162,30 +162,29 @@ def score_kernel(
         mass += centre * scale_log2
         b_leaf = tile * LEAVES + leaf
         ok = (b_leaf < complete)[:, None]
-        tl.store(mass_ptr + (cell * GP + g)[None, :] * WIDTH + b_leaf[:, None], mass, mask=ok & (g < G)[None, :])
+        tl.store(mass_ptr + (cell * GP + g)[None, :] * width + b_leaf[:, None], mass, mask=ok & (g < G)[None, :])
         mass = tl.where(ok, mass, float("-inf"))
         new = tl.maximum(top, mass)
         total = total * exp2(top - new, ASM) + exp2(mass - new, ASM)
         top = new
     most = tl.max(top, 0)
     total = tl.sum(total * exp2(top - most[None, :], ASM), 0)
-    stat_at = stat_ptr + (cell * SPLITS + split) * (2 * GP) + g
+    stat_at = stat_ptr + (cell * splits + split) * (2 * GP) + g
     tl.store(stat_at, most)
     tl.store(stat_at + GP, total)
 
 
-@triton.jit(do_not_specialize=["table_stride"])
+@triton.jit(do_not_specialize=["table_stride", "keep", "sinks", "local"])
 def select_kernel(
     mass_ptr, stat_ptr, table_ptr, lengths_ptr,
-    index_ptr,  # int32 [S, K, KEEP]: leaves of the sequence, ascending
-    place_ptr,  # int32 [S, K, KEEP]: where they lie in the cache, page * leaves of a page + leaf of the page
+    index_ptr,  # int32 [S, K, keep]: leaves of the sequence, ascending
+    place_ptr,  # int32 [S, K, keep]: where they lie in the cache, page * leaves of a page + leaf of the page
     count_ptr,  # int32 [S, K]
-    table_stride,
-    G: tl.constexpr, GP: tl.constexpr, LEAF: tl.constexpr, PAGE: tl.constexpr, KEEP: tl.constexpr, SINKS: tl.constexpr,
-    LOCAL: tl.constexpr, WIDTH: tl.constexpr, W: tl.constexpr, SPLITS: tl.constexpr, TILE_LEAVES: tl.constexpr,
-    FINEST: tl.constexpr, ON_DEVICE: tl.constexpr, ASM: tl.constexpr, PDL: tl.constexpr,
+    table_stride, keep, sinks, local, width,
+    G: tl.constexpr, GP: tl.constexpr, LEAF: tl.constexpr, PAGE: tl.constexpr, W: tl.constexpr, SPLITS: tl.constexpr,
+    TILE_LEAVES: tl.constexpr, FINEST: tl.constexpr, ON_DEVICE: tl.constexpr, ASM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """The leaves that a group of heads reads: the KEEP best, found by bisecting their ranks; exact, no sort."""
+    """The leaves that a group of heads reads: the `keep` best, found by bisecting their ranks; exact, no sort."""
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
@@ -197,12 +196,10 @@ def select_kernel(
     cell = seq.to(tl.int64) * kv_heads + kv_head
     PER_PAGE: tl.constexpr = PAGE // LEAF
     col = tl.arange(0, W)
-    if leaves <= KEEP:
-        for j in range(0, leaves, W):
-            ok = j + col < leaves
-            page = tl.load(table + (j + col) // PER_PAGE, mask=ok, other=0)
-            tl.store(index_ptr + cell * KEEP + j + col, j + col, mask=ok)
-            tl.store(place_ptr + cell * KEEP + j + col, page * PER_PAGE + (j + col) % PER_PAGE, mask=ok)
+    if leaves <= keep:
+        page = tl.load(table + col // PER_PAGE, mask=col < leaves, other=0)
+        tl.store(index_ptr + cell * keep + col, col, mask=col < leaves)
+        tl.store(place_ptr + cell * keep + col, page * PER_PAGE + col % PER_PAGE, mask=col < leaves)
         tl.store(count_ptr + cell, leaves)
     else:
         tiles = tl.cdiv(complete, TILE_LEAVES)
@@ -215,12 +212,12 @@ def select_kernel(
             part = tl.load(at + GP, mask=s < used, other=0.0)
             top = tl.max(most, 0)
             lse = top + tl.log2(tl.sum(part * tl.exp2(most - top), 0))
-            mass = tl.load(mass_ptr + (cell * GP + h) * WIDTH + col, mask=col < complete, other=float("-inf"))
+            mass = tl.load(mass_ptr + (cell * GP + h) * width + col, mask=col < complete, other=float("-inf"))
             share += exp2(mass - lse, ASM)
         rank = tl.maximum((share / G).to(tl.int32, bitcast=True) - FINEST, 0) >> 15
-        forced = (col < SINKS) | (col >= complete - LOCAL)  # the incomplete leaf follows the window
+        forced = (col < sinks) | (col >= complete - local)  # the incomplete leaf follows the window
         rank = tl.where(forced, -1, tl.minimum(rank, 8191))
-        need = KEEP - SINKS - LOCAL - (leaves - complete)
+        need = keep - sinks - local - (leaves - complete)
         threshold = 0
         for i in range(13):
             trial = threshold | (1 << (12 - i))
@@ -232,21 +229,21 @@ def select_kernel(
         both = tl.cumsum((sure.to(tl.int32) << 18) | tie.to(tl.int32), 0)
         tied = both & 262143
         chosen = sure | (tie & (tied <= ties))
-        at = cell * KEEP + (both >> 18) + tl.minimum(tied, ties) - 1
+        at = cell * keep + (both >> 18) + tl.minimum(tied, ties) - 1
         page = tl.load(table + col // PER_PAGE, mask=chosen, other=0)
         tl.store(index_ptr + at, col, mask=chosen)
         tl.store(place_ptr + at, page * PER_PAGE + col % PER_PAGE, mask=chosen)
-        tl.store(count_ptr + cell, KEEP)
+        tl.store(count_ptr + cell, keep)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["keep"])
 def attend_kernel(
     q_ptr, k_pages_ptr, v_pages_ptr, place_ptr, count_ptr, lengths_ptr, out_ptr,
     part_ptr,  # fp32 [S, K, SPLITS, G, D]: weighted values of a split, not yet divided
     stat_ptr,  # fp32 [S, K, 2, SPLITS, G]: maximum score (base 2) and sum of weights of a split
     ticket_ptr,  # int32 [S, K], 0 between launches
-    q_stride, out_stride, scale_log2,
-    G: tl.constexpr, D: tl.constexpr, LEAF: tl.constexpr, PAGE: tl.constexpr, KEEP: tl.constexpr, SPLITS: tl.constexpr,
+    q_stride, out_stride, keep, scale_log2,
+    G: tl.constexpr, D: tl.constexpr, LEAF: tl.constexpr, PAGE: tl.constexpr, SPLITS: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_D: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Exact attention to a split of the selected leaves; the program that finishes last merges, in order of splits."""
@@ -279,7 +276,7 @@ def attend_kernel(
     for tile in range(first, tl.minimum(first + per_split, tiles)):
         t = tile * BLOCK_T + tl.arange(0, BLOCK_T)
         t_mask = t < end
-        place = tl.load(place_ptr + cell * KEEP + t // LEAF, mask=t_mask, other=0)
+        place = tl.load(place_ptr + cell * keep + t // LEAF, mask=t_mask, other=0)
         row = ((place // PER_PAGE).to(tl.int64) * kv_heads + kv_head) * PAGE + place % PER_PAGE * LEAF + t % LEAF
         at = row[:, None] * D + d[None, :]
         kv_mask = t_mask[:, None] & d_mask[None, :]
@@ -342,7 +339,7 @@ def hsa_decode(
     """See `stille.kernels.hsa.paged.hsa_decode`, which checks the arguments. Leaves the choice in the workspace."""
     _, heads, dim = q_SHD.shape
     kv_heads, leaf, ws = k_pages.shape[1], config.decode_leaf, workspace
-    group, width = heads // kv_heads, padded_width(dim)
+    group, width, keep = heads // kv_heads, padded_width(dim), config.budget // leaf
     cut = ws.cut(sequences)
     extra = {"launch_pdl": True} if pdl else {}
     prepare(
@@ -354,21 +351,19 @@ def hsa_decode(
     table_on = dict(ON_DEVICE=isinstance(table_stride, Tensor))
     score_kernel[(cut.score_splits, kv_heads, sequences)](
         q_SHD, ws.code, ws.coef, codes.signs, codes.scales, codes.means, table, lengths_S, ws.mass, ws.mass_stat,
-        table_stride, q_SHD.stride(0), scale * LOG2_E,
-        GP=padded, D=dim, BLOCK_D=width, BUDGET=config.budget, WIDTH=ws.leaves, SPLITS=cut.score_splits,
-        PAGES=cut.score_pages, WARPS=cut.score_warps, ASM=asm, STAGES=cut.score_stages, num_warps=cut.score_warps,
-        **shape, **table_on, **extra,
+        table_stride, q_SHD.stride(0), config.budget, ws.leaves, scale * LOG2_E,
+        GP=padded, D=dim, BLOCK_D=width, PAGES=cut.score_pages, WARPS=cut.score_warps, ASM=asm,
+        STAGES=cut.score_stages, num_warps=cut.score_warps, **shape, **table_on, **extra,
     )  # fmt: skip
     select_kernel[(kv_heads, sequences)](
         ws.mass, ws.mass_stat, table, lengths_S, ws.index_SKL, ws.place_SKL, ws.count_SK, table_stride,
-        GP=padded, KEEP=config.budget // leaf, SINKS=config.sinks // leaf, LOCAL=config.local // leaf, WIDTH=ws.leaves,
-        W=next_power_of_2(ws.leaves), SPLITS=cut.score_splits, TILE_LEAVES=cut.score_pages * PAGE // leaf,
+        keep, config.sinks // leaf, config.local // leaf, ws.leaves, GP=padded, W=next_power_of_2(ws.leaves),
+        SPLITS=cut.score_splits, TILE_LEAVES=cut.score_pages * PAGE // leaf,
         FINEST=FINEST, ASM=asm, num_warps=cut.select_warps, **shape, **table_on, **extra,
     )  # fmt: skip
     attend_kernel[(cut.attend_splits, kv_heads, sequences)](
         q_SHD, k_pages, v_pages, ws.place_SKL, ws.count_SK, lengths_S, out, ws.part, ws.part_stat, ws.ticket,
-        q_SHD.stride(0), out.stride(0), scale * LOG2_E,
-        D=dim, KEEP=config.budget // leaf, SPLITS=cut.attend_splits, BLOCK_T=cut.attend_keys,
+        q_SHD.stride(0), out.stride(0), keep, scale * LOG2_E, D=dim, SPLITS=cut.attend_splits, BLOCK_T=cut.attend_keys,
         BLOCK_G=max(16, next_power_of_2(group)), BLOCK_D=max(16, next_power_of_2(dim)),
         num_warps=cut.attend_warps, num_stages=cut.attend_stages, **shape, **extra,
     )  # fmt: skip
