@@ -76,8 +76,8 @@ class Pair:
 def test_every_step_gives_the_logits_of_the_specification():
     pair = Pair(SPARSE)
     pair.step([], {0: 256})  # in full, then sparse
-    pair.step([0], {1: 129}, total=290)  # mostly below the limit, beside a row whose context exceeds the budget
-    pair.step([], {0: 128, 2: 1}, total=385)  # the end of a prompt, row by row; and a prompt of one token
+    pair.step([0], {1: 128}, total=191)  # below the limit, beside a row whose context exceeds the budget
+    pair.step([], {1: 63, 2: 1}, total=191)  # the end of a prompt, row by row; and a prompt of one token
     pair.step([1, 0, 2], {})
 
 

@@ -25,6 +25,7 @@ from stille.kernels.triton_support import IN_TRITON, interpreting, require_trito
 
 if TYPE_CHECKING:
     from stille.engine.cuda_batch import Batch
+    from stille.engine.cuda_hsa import SparseCache
     from stille.kernels.hsa.paged import PageCodes
     from stille.model import StilleForCausalLM
 
@@ -117,8 +118,8 @@ class CudaExecutor:
         start = time.perf_counter()
         for lengths in ((PAGE_SIZE + 1, 1), (1,)):
             self._prefill(_blank_step(lengths), torch.zeros(sum(lengths), dtype=torch.int64, device=self.device))
-        if self._rule is not None:
-            self._rehearse_sparse(self._rule)
+        if self._cache.sparse is not None:
+            self._rehearse_sparse(self._cache.sparse)
         for done, rows in enumerate(reversed(self._sizes), 1):  # the largest first: smaller ones reuse its memory
             if self._use_graphs:
                 self._capture(rows)
@@ -179,15 +180,17 @@ class CudaExecutor:
             hidden_NC = hidden_NC.index_select(0, batch.last_rows_S)
         return self.model.compute_logits(hidden_NC).float()
 
-    def _rehearse_sparse(self, rule: PromptRule) -> None:
-        """A sparse prompt chunk, half of it row by row, if sequences may be that long."""
-        length, start = 2 * TILE + 1, rule.dense_until
-        if start + length > self._max_len:
-            return
-        for pages in (self._cache.keys, self._cache.values):
-            pages[:, 0].zero_()  # the scratch page stands for the keys before; it was never written
-        ids_N = torch.zeros(length, dtype=torch.int64, device=self.device)
-        self._prefill(_blank_step((length,), start), ids_N)
+    def _rehearse_sparse(self, sparse: SparseCache) -> None:
+        """Decode rows beside a prompt, in every cut that their number leads to, and a sparse prompt chunk."""
+        for rows in sparse.sizes(self._sizes[-1]):
+            lengths = (*[1] * rows, 2)
+            self._prefill(_blank_step(lengths), torch.zeros(sum(lengths), dtype=torch.int64, device=self.device))
+        length, start = 2 * TILE + 1, sparse.rule.dense_until
+        if start + length <= self._max_len:  # partly row by row
+            for pages in (self._cache.keys, self._cache.values):
+                pages[:, 0].zero_()  # the scratch page stands for the keys before; it was never written
+            ids_N = torch.zeros(length, dtype=torch.int64, device=self.device)
+            self._prefill(_blank_step((length,), start), ids_N)
 
     def _capture(self, rows: int) -> None:
         """Record the decode step of `rows` rows.

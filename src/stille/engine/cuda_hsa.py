@@ -60,6 +60,10 @@ class SparseCache:
         self._of_layer = [self.codes.layer(layer) for layer in range(shape[0])]
         self._workspace = workspace
 
+    def sizes(self, most: int) -> list[int]:
+        """Numbers of decode rows up to `most`, one for each way in which the kernels are cut up."""
+        return list({self._workspace.cut(rows): rows for rows in range(most, 0, -1)}.values())
+
     def written(self, layer: int, keys: Tensor, slots_N: Tensor) -> None:
         """Keys have been written to these slots: their codes follow."""
         update_codes(keys, self._of_layer[layer], slots_N, self.config)
