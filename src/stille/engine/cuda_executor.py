@@ -181,16 +181,20 @@ class CudaExecutor:
         return self.model.compute_logits(hidden_NC).float()
 
     def _rehearse_sparse(self, sparse: SparseCache) -> None:
-        """Decode rows beside a prompt, in every cut that their number leads to, and a sparse prompt chunk."""
+        """Decode rows beside a prompt, in every cut that their number leads to, and sparse chunks.
+
+        As the number of leaves doubles, another kernel selects: each is compiled now.
+        """
         for rows in sparse.sizes(self._sizes[-1]):
             lengths = (*[1] * rows, 2)
             self._prefill(_blank_step(lengths), torch.zeros(sum(lengths), dtype=torch.int64, device=self.device))
-        length, start = 2 * TILE + 1, sparse.rule.dense_until
-        if start + length <= self._max_len:  # partly row by row
-            for pages in (self._cache.keys, self._cache.values):
-                pages[:, 0].zero_()  # the scratch page stands for the keys before; it was never written
+        for pages in (self._cache.keys, self._cache.values):
+            pages[:, 0].zero_()  # the scratch page stands for the keys before; it was never written
+        length, start = 2 * TILE + 1, sparse.rule.dense_until  # partly row by row
+        while start + length <= self._max_len:
             ids_N = torch.zeros(length, dtype=torch.int64, device=self.device)
             self._prefill(_blank_step((length,), start), ids_N)
+            start = max(128 * sparse.config.leaf, 1 << start.bit_length())
 
     def _capture(self, rows: int) -> None:
         """Record the decode step of `rows` rows.

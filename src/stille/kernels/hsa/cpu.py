@@ -1,17 +1,16 @@
 """HSA on CPU tensors: the rule of `reference.py`, with less work and less memory.
 
-One key head at a time. Keys and values are copied once, in fp32 and side by side, so that one gather brings a few
-selected leaves for two matrix products whose scores stay in the cache. Tiles are dealt out to threads that compute
-alone: the steps of a tile are too short to be worth a meeting of threads in each of them.
+Keys and values are copied once, in fp32 and side by side, so that one gather brings a few selected leaves for two
+matrix products whose scores stay in the cache. The work is cut into steps, one for each tile of a head, that threads
+compute alone: a tile's operations are too short to be worth a meeting of threads in each of them.
 """
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import product
-from threading import Barrier, Lock
+from functools import partial
+from threading import Barrier, Event, Lock
 
 import torch
 from torch import Tensor
@@ -21,20 +20,21 @@ from stille.kernels.hsa import reference as ref
 from stille.kernels.hsa.config import TILE, HSAConfig
 
 LOG2_E = math.log2(math.e)
-_COLUMNS = 1024
-"""Keys of a tile that are attended at a time."""
+_GATHERED = 1 << 18
+"""Numbers of keys and values that are attended at a time."""
 _SCORES = 1 << 23
 """Scores of units that are held at a time."""
 _LARGE = 2.0**60
 """A row whose sum of exponentials lies between this and its inverse needed no maximum taken off: nothing came near the
 ends of fp32, and values had as much room."""
 
+_Step = Callable[["_Scratch"], None]
 
-@torch.no_grad()
+
 def hsa_attention(
     q_HMD: Tensor, k_KND: Tensor, v_KND: Tensor, config: HSAConfig, scale: float, *, want_lse: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Causal sparse attention of the last M of N positions; `reference.hsa_attention`, faster.
+    """Causal sparse attention of the last M of N positions; `reference.hsa_attention`, faster. No gradients.
 
     It uses torch's number of threads. The residual is left to the reference, with the leaves selected here.
 
@@ -46,27 +46,27 @@ def hsa_attention(
         o [H, M, D] in the queries' dtype; log-sum-exp fp32 [H, M], of use only if wanted; missed share fp32 [H, M], 0
         without a residual.
     """
-    (heads, m, dim), (k_heads, n, _) = q_HMD.shape, k_KND.shape
-    groups, leaves = heads // k_heads, -(-n // config.leaf)
-    out = torch.empty(heads, m, dim, dtype=q_HMD.dtype)
+    (heads, m, _), k_heads = q_HMD.shape, k_KND.shape[0]
+    out = torch.empty(q_HMD.shape, dtype=q_HMD.dtype)
     lse, missed = torch.zeros(heads, m), torch.zeros(heads, m)
-    both_NE = torch.zeros(leaves * config.leaf, 2 * dim)
-    for head in range(k_heads):
-        group = slice(head * groups, (head + 1) * groups)
-        q, k, v = q_HMD[group], k_KND[head], v_KND[head]
-        both_NE[:n, :dim], both_NE[:n, dim:] = k, v
-        selected = select(q, k[None], scale, config, k_ND=both_NE[:n, :dim])
-        if config.residual:
-            out[group], lse[group], missed[group] = ref.attend(q, k[None], v[None], selected, scale, config)
-            continue
-        first = 0 if want_lse or n > m else _prefix(selected, m, config.leaf)
-        if first:
-            q_1GMD, k_1GND, v_1GND = q[None, :, :first], k[None, None, :first], v[None, None, :first]
-            out[group, :first] = scaled_dot_product_attention(
-                q_1GMD, k_1GND.expand_as(q_1GMD), v_1GND.expand_as(q_1GMD), is_causal=True, scale=scale
-            )[0]
-        exact = _Exact(q, both_NE, selected, out[group], lse[group], scale * LOG2_E, config.leaf, n - m)
-        exact.run(first, torch.get_num_threads())
+
+    def group(head: int) -> _Group:
+        rows = slice(head * heads // k_heads, (head + 1) * heads // k_heads)
+        return _Group(
+            q_HMD[rows], k_KND[head], v_KND[head], config, scale, out[rows], lse[rows], missed[rows], want_lse
+        )
+
+    def steps() -> Iterator[_Step]:
+        following = group(0)
+        yield following.prepare
+        for head in range(k_heads):
+            now = following
+            if head + 1 < k_heads:
+                following = group(head + 1)
+                yield following.prepare  # while others attend
+            yield from now.steps()
+
+    _run(steps(), torch.get_num_threads())
     return out, lse, missed
 
 
@@ -131,100 +131,157 @@ def _prefix(selected_GTB: Tensor, m: int, leaf: int) -> int:
     return min(m, int(full.long().cumprod(0).sum()) * TILE)
 
 
-@dataclass(frozen=True)
-class _Exact:
-    """Softmax over the selected leaves, for the heads of one key head.
+class _Scratch:
+    """Memory of one thread."""
 
-    Attributes:
-        both_NE: fp32, keys and values side by side, whole leaves.
-        out_GMD, lse_GM: written.
-        factor: of the scores, for powers of two.
-        start: position of the first query.
-    """
+    def __init__(self) -> None:
+        self._held: dict[str, Tensor] = {}
 
-    q_GMD: Tensor
-    both_NE: Tensor
-    selected_GTB: Tensor
-    out_GMD: Tensor
-    lse_GM: Tensor
-    factor: float
-    leaf: int
-    start: int
+    def take(self, name: str, *shape: int) -> Tensor:
+        size = math.prod(shape)
+        if name not in self._held or self._held[name].numel() < size:
+            self._held[name] = torch.empty(size)
+        return self._held[name][:size].view(shape)
 
-    def run(self, first: int, threads: int) -> None:
-        """All rows from `first` on, a multiple of the tile."""
+
+class _Group:
+    """The heads of one key head. `prepare` comes first; the other steps wait for it."""
+
+    def __init__(
+        self,
+        q_GMD: Tensor,
+        k_ND: Tensor,
+        v_ND: Tensor,
+        config: HSAConfig,
+        scale: float,
+        out_GMD: Tensor,
+        lse_GM: Tensor,
+        missed_GM: Tensor,
+        want_lse: bool,
+    ):
+        self.q_GMD, self.k_ND, self.v_ND, self.config, self.scale = q_GMD, k_ND, v_ND, config, scale
+        self.out_GMD, self.lse_GM, self.missed_GM, self.want_lse = out_GMD, lse_GM, missed_GM, want_lse
+        self.start = k_ND.shape[0] - q_GMD.shape[1]
+        self.prefix = 0  # first rows, those that read everything and are left to torch
+        self.tiles_from = q_GMD.shape[1]  # later rows are attended by tiles
+        self.careful = [False] * q_GMD.shape[0]  # heads with large scores
+        self._ready = Event()
+
+    def steps(self) -> Iterator[_Step]:
         groups, m, _ = self.q_GMD.shape
-        todo = product(range(groups), range(first // TILE, -(-m // TILE)))
-        if threads == 1:
-            self._drain(todo)
+        for head in range(groups):
+            yield partial(self.attend_prefix, head)
+        for head in range(groups):
+            for tile in range(-(-m // TILE)):
+                yield partial(self.attend_tile, head, tile)
+
+    def prepare(self, scratch: _Scratch) -> None:
+        try:
+            self._prepare()
+        finally:
+            self._ready.set()  # if it failed, nothing is left to attend
+
+    def _prepare(self) -> None:
+        (_, m, _), (n, dim), leaf = self.q_GMD.shape, self.k_ND.shape, self.config.leaf
+        k_1ND, v_1ND = self.k_ND[None], self.v_ND[None]
+        both_NE = torch.zeros(-(-n // leaf) * leaf, 2 * dim)
+        both_NE[:n, :dim], both_NE[:n, dim:] = self.k_ND, self.v_ND
+        selected_GTB = select(self.q_GMD, k_1ND, self.scale, self.config, k_ND=both_NE[:n, :dim])
+        if self.config.residual:
+            parts = ref.attend(self.q_GMD, k_1ND, v_1ND, selected_GTB, self.scale, self.config)
+            for held, part in zip((self.out_GMD, self.lse_GM, self.missed_GM), parts, strict=True):
+                held.copy_(part)
             return
-        shared, pool = _locked(todo), _pool(threads)
-        for result in [pool.submit(self._drain, shared) for _ in range(threads)]:
-            result.result()
-
-    @torch.inference_mode()
-    def _drain(self, todo: Iterator[tuple[int, int]]) -> None:
-        width = self.both_NE.shape[1]
-        scores, taken = torch.empty(TILE * _COLUMNS), torch.empty(_COLUMNS * width)
+        self.blocks = both_NE.view(-1, leaf * 2 * dim)
+        self.ids = [[row.nonzero().view(-1) for row in head] for head in selected_GTB]
         # What a tile must not see of the leaves it lies in; the same for every tile, for it is as long as whole leaves.
-        row, column = torch.arange(TILE)[:, None] + self.start % self.leaf, torch.arange(TILE + self.leaf)[None]
-        future = torch.zeros(TILE, TILE + self.leaf).masked_fill(column > row, -math.inf)
-        careful: set[int] = set()  # heads with large scores
-        for head, tile in todo:
-            rows = slice(tile * TILE, min(self.q_GMD.shape[1], (tile + 1) * TILE))
-            q_RD = self.q_GMD[head, rows].float() * self.factor
-            ids = self.selected_GTB[head, tile].nonzero().view(-1)
-            begin, size = self.start + rows.start, q_RD.shape[0]
-            own = ((begin + size - 1) // self.leaf - begin // self.leaf + 1) * self.leaf
-            args = q_RD, ids, future[:size, :own], scores, taken
-            out, lse, good = self._tile(*args, careful=head in careful)
-            if not good:
-                careful.add(head)
-                out, lse, _ = self._tile(*args, careful=True)
-            self.out_GMD[head, rows], self.lse_GM[head, rows] = out, lse
+        row, column = torch.arange(TILE)[:, None] + self.start % leaf, torch.arange(TILE + leaf)[None]
+        self.future = torch.zeros(TILE, TILE + leaf).masked_fill(column > row, -math.inf)
+        self.prefix = self.tiles_from = 0 if self.want_lse or self.start else _prefix(selected_GTB, m, leaf)
 
-    def _tile(
-        self, q_RD: Tensor, ids: Tensor, future: Tensor, scores: Tensor, taken: Tensor, *, careful: bool
+    def attend_prefix(self, head: int, scratch: _Scratch) -> None:
+        self._ready.wait()
+        if self.prefix:
+            q, k, v = (x[None, None, : self.prefix] for x in (self.q_GMD[head], self.k_ND, self.v_ND))
+            out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale)
+            self.out_GMD[head, : self.prefix] = out[0, 0]
+
+    def attend_tile(self, head: int, tile: int, scratch: _Scratch) -> None:
+        self._ready.wait()
+        rows = slice(tile * TILE, min(self.q_GMD.shape[1], (tile + 1) * TILE))
+        if rows.start < self.tiles_from:
+            return
+        q_RD = self.q_GMD[head, rows].float() * (self.scale * LOG2_E)
+        begin, size, leaf = self.start + rows.start, q_RD.shape[0], self.config.leaf
+        own = ((begin + size - 1) // leaf - begin // leaf + 1) * leaf
+        args = q_RD, self.ids[head][tile], self.future[:size, :own], scratch
+        out, lse, good = self._attend(*args, careful=self.careful[head])
+        if not good:
+            self.careful[head] = True
+            out, lse, _ = self._attend(*args, careful=True)
+        self.out_GMD[head, rows], self.lse_GM[head, rows] = out, lse
+
+    def _attend(
+        self, q_RD: Tensor, ids: Tensor, future: Tensor, scratch: _Scratch, *, careful: bool
     ) -> tuple[Tensor, Tensor, bool]:
         """Output and log-sum-exp of a tile, and whether they are good; if careful (maxima are taken off), they are."""
-        (rows, dim), width, step = q_RD.shape, self.leaf * self.both_NE.shape[1], _COLUMNS // self.leaf
-        blocks = self.both_NE.view(-1, width)
-        out, total, top = torch.zeros(rows, dim), torch.zeros(rows), None
+        (rows, dim), width = q_RD.shape, self.blocks.shape[1]
+        step = max(1 + TILE // self.config.leaf, _GATHERED // width)  # holds the leaves that the tile lies in
+        out, total, top = torch.empty(0), torch.empty(0), None
         for end in range(len(ids), 0, -step):  # the leaves that every row sees something of come first
             part = ids[max(0, end - step) : end]
             low, high = int(part[0]), int(part[-1]) + 1
             if high - low == len(part):
-                both = blocks[low:high]
+                both = self.blocks[low:high]
             else:
-                both = torch.index_select(blocks, 0, part, out=taken[: len(part) * width].view(-1, width))
+                both = torch.index_select(self.blocks, 0, part, out=scratch.take("both", len(part), width))
             both = both.view(-1, 2 * dim)
-            s = torch.mm(q_RD, both[:, :dim].T, out=scores[: rows * both.shape[0]].view(rows, -1))
+            scores = torch.mm(q_RD, both[:, :dim].T, out=scratch.take("scores", rows, both.shape[0]))
             if end == len(ids):
-                s[:, -future.shape[1] :] += future
+                scores[:, -future.shape[1] :] += future
             if careful:
-                new = s.amax(-1) if top is None else torch.maximum(top, s.amax(-1))
+                new = scores.amax(-1) if top is None else torch.maximum(top, scores.amax(-1))
                 if top is not None:
                     decay = torch.exp2(top - new)
                     total *= decay
                     out *= decay[:, None]
-                s -= new[:, None]
+                scores -= new[:, None]
                 top = new
-            torch.exp2(s, out=s)
-            total += s.sum(-1)
-            out.addmm_(s, both[:, dim:])
+            torch.exp2(scores, out=scores)
+            if end == len(ids):
+                total, out = scores.sum(-1), scores @ both[:, dim:]
+            else:
+                total += scores.sum(-1)
+                out.addmm_(scores, both[:, dim:])
         lse = total.log2() if top is None else total.log2() + top
         least, most = (float(x) for x in torch.aminmax(total))
         good = top is not None or not (most > _LARGE or least < 1 / _LARGE)  # NaN stays what it is
         return out.div_(total[:, None]), lse / LOG2_E, good
 
 
-class _locked(Iterator[tuple[int, int]]):
+def _run(steps: Iterator[_Step], threads: int) -> None:
+    if threads == 1:
+        _drain(steps)
+        return
+    shared, pool = _Shared(steps), _pool(threads)
+    for result in [pool.submit(_drain, shared) for _ in range(threads)]:
+        result.result()
+
+
+@torch.inference_mode()
+def _drain(steps: Iterator[_Step]) -> None:
+    scratch = _Scratch()
+    for step in steps:
+        step(scratch)
+
+
+class _Shared(Iterator[_Step]):
     """An iterator that several threads may take from."""
 
-    def __init__(self, items: Iterator[tuple[int, int]]):
+    def __init__(self, items: Iterator[_Step]):
         self._items, self._lock = items, Lock()
 
-    def __next__(self) -> tuple[int, int]:
+    def __next__(self) -> _Step:
         with self._lock:
             return next(self._items)
 

@@ -67,7 +67,7 @@ def unit_means_kernel(
         tl.store(code_scale_ptr + row, scale * factor, mask=u < units)
 
 
-@triton.jit(do_not_specialize=["rows", "n", "start"])
+@triton.jit(do_not_specialize=["rows", "n", "start", "leaves", "cand_width"])
 def leaf_mass_kernel(
     q_ptr, q_scale_ptr, code_ptr, code_scale_ptr, cand_ptr, cand_count_ptr, mass_ptr, rows, row_stride, n,
     stride_ch, stride_cn, stride_scale, start, leaves, cand_width, factor,
@@ -112,7 +112,7 @@ def leaf_mass_kernel(
         tl.store(out, mass, mask=ok[:, None] & (b + step < limit)[None, :])
 
 
-@triton.jit(do_not_specialize=["rows", "start"])
+@triton.jit(do_not_specialize=["rows", "start", "leaves", "cand_width"])
 def centre_mass_kernel(
     q_ptr, mean_ptr, cand_ptr, cand_count_ptr, mass_ptr, rows, row_stride, leaves, start, cand_width, factor,
     UNITS: tl.constexpr, G: tl.constexpr, BLOCK_R: tl.constexpr, TILE: tl.constexpr, UNIT: tl.constexpr,
@@ -140,7 +140,7 @@ def centre_mass_kernel(
         tl.store(out, x, mask=ok[:, None] & inside[None, :])
 
 
-@triton.jit(do_not_specialize=["m", "units", "start", "spans"])
+@triton.jit(do_not_specialize=["m", "units", "start", "spans", "leaves"])
 def span_share_kernel(
     q_ptr, mean_ptr, share_ptr, m, units, leaves, start, factor, spans,
     SPANS: tl.constexpr, SPAN_ROWS: tl.constexpr, SPAN_MEANS: tl.constexpr, G: tl.constexpr, UNIT: tl.constexpr,
@@ -193,10 +193,10 @@ def span_share_kernel(
         tl.store(out, p, mask=(span_out < spans)[:, None] & (b + j < limit)[None, :])
 
 
-@triton.jit(do_not_specialize=["m", "n", "first"])
+@triton.jit(do_not_specialize=["m", "n", "first", "tail", "leaves"])
 def tail_mass_kernel(
-    q_ptr, k_ptr, length_ptr, mass_ptr, m, n, first, stride_qh, stride_qm, stride_kh, stride_kn, leaves, heads, factor,
-    G: tl.constexpr, TILE: tl.constexpr, TAIL: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    q_ptr, k_ptr, length_ptr, mass_ptr, m, n, first, tail, stride_qh, stride_qm, stride_kh, stride_kn, leaves, heads,
+    factor, G: tl.constexpr, TILE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     LEAF: tl.constexpr, STEP: tl.constexpr, HAS_LENGTH: tl.constexpr,
 ):  # fmt: skip
     """mass[h, e, row, leaf]: natural log-mass of past leaves for each row of a tile that holds a query of the tail.
@@ -206,7 +206,7 @@ def tail_mass_kernel(
     block, e, s = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     end = tl.load(length_ptr + s // heads).to(tl.int32) if HAS_LENGTH else m
     tile = (end - 1) // TILE - e
-    least = tl.maximum(end - TAIL, 0) // TILE * TILE
+    least = tl.maximum(end - tail, 0) // TILE * TILE
     row, d = tile * TILE + tl.arange(0, TILE), tl.arange(0, BLOCK_D)
     ok = (row >= least) & (row < end)
     own = (first + tile * TILE) // LEAF

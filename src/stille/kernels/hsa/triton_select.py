@@ -27,27 +27,32 @@ LOG2_E = 1.4426950408889634
 SCORE_ROWS = 64  # rows of mean queries in a scoring program
 
 
-@triton.jit(do_not_specialize=["rows", "start", "m", "coverage", "tiles"])
+# Sizes that vary from call to call are not specialised: a server would compile for its prompts one after the other.
+@triton.jit(
+    do_not_specialize=[
+        "rows", "start", "m", "coverage", "tail", "tiles", "cand_width", "cand_spans", "chosen_stride", "row_stride",
+    ]
+)  # fmt: skip
 def select_kernel(
     mass_ptr, centre_ptr, cand_ptr, cand_count_ptr, index_ptr, count_ptr, chosen_ptr, length_ptr, rows, row_stride,
-    start, keep, m, coverage, tiles, heads, cand_width, tiles_per_cand, cand_spans, chosen_stride, index_stride,
-    SPAN: tl.constexpr, TAIL: tl.constexpr, ROWS: tl.constexpr, G: tl.constexpr, W: tl.constexpr, TILE: tl.constexpr,
+    start, keep, m, tail, coverage, tiles, heads, cand_width, tiles_per_cand, cand_spans, chosen_stride, index_stride,
+    SPAN: tl.constexpr, IS_TAIL: tl.constexpr, ROWS: tl.constexpr, G: tl.constexpr, W: tl.constexpr, TILE: tl.constexpr,
     LEAF: tl.constexpr, SPAN_TILE: tl.constexpr, SINKS: tl.constexpr, LOCAL: tl.constexpr, HAS_CENTRE: tl.constexpr,
     HAS_CAND: tl.constexpr, HAS_CHOSEN: tl.constexpr, HAS_COVERAGE: tl.constexpr, HAS_LENGTH: tl.constexpr,
 ):  # fmt: skip
     """Picks the best past leaves of a tile of one query head and writes their ids, ascending.
 
     With SPAN, TILE is a span of tiles of SPAN_TILE tokens, and `mass` holds shares already: it picks candidates.
-    With TAIL, programs are the tiles of the last TAIL queries, from the end, and `mass` holds shares too.
+    With IS_TAIL, programs are the tiles of the last `tail` queries, from the end, and `mass` holds shares too.
     The k-th best score is found by bisecting the bits of the (positive) floats: exact, deterministic, no sort.
     """
     t, s = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    mass_ptr += (s * tl.num_programs(0) + t) * row_stride if SPAN or TAIL > 0 else 0
+    mass_ptr += (s * tl.num_programs(0) + t) * row_stride if SPAN or IS_TAIL else 0
     if HAS_LENGTH:
         m = tl.load(length_ptr + s // heads).to(tl.int32)
-    if TAIL > 0:
+    if IS_TAIL:
         t = (m - 1) // TILE - t
-        if (t < 0) | (t < tl.maximum(m - TAIL, 0) // TILE):
+        if (t < 0) | (t < tl.maximum(m - tail, 0) // TILE):
             return
     if HAS_LENGTH:  # noqa: SIM102 (settled when compiling)
         if t * TILE >= m:  # padding: nothing is read
@@ -69,7 +74,7 @@ def select_kernel(
     else:
         leaf = col
     valid = leaf < bound
-    if SPAN or TAIL > 0:
+    if SPAN or IS_TAIL:
         score = tl.load(mass_ptr + col, mask=leaf < own, other=0.0)
     else:
         i = t * ROWS + tl.arange(0, ROWS)
@@ -226,7 +231,7 @@ def select(
         blocks = triton.cdiv(m, score_tokens)
     per_block = score_tokens // unit
     block_r = max(16, next_power_of_2(per_block * groups))
-    mass = torch.empty(k_heads, rows, triton.cdiv(width, 8) * 8, device=dev, dtype=torch.float32)
+    mass = torch.empty(k_heads, rows, triton.cdiv(width, 16) * 16, device=dev, dtype=torch.float32)
     leaf_mass_kernel[(blocks, k_heads)](
         code_q, scale_q, code_k, mass if scale_k is None else scale_k, cand, cand_count, mass, rows, mass.stride(1),
         keys.n, code_k.stride(0), code_k.stride(1), 0 if scale_k is None else scale_k.stride(0), start, leaves, width,
@@ -247,7 +252,7 @@ def select(
     chosen = None
     if want_map:  # with candidates, most leaves are never looked at
         chosen = (torch.zeros if has_cand else torch.empty)(heads, tiles, leaves, device=dev, dtype=torch.uint8)
-    per_tile, w = TILE // unit, next_power_of_2(width)
+    per_tile, w = TILE // unit, _padded(width)
     lengths, batch = (count, 1) if lengths_B is None else (lengths_B, lengths_B.shape[0])
     forced = dict(
         TILE=TILE, LEAF=leaf, SPAN_TILE=TILE, SINKS=config.sinks // leaf, LOCAL=config.local // leaf,
@@ -255,17 +260,18 @@ def select(
     )  # fmt: skip
     select_kernel[(tiles, heads)](
         mass, centre, cand, cand_count, index, count, count if chosen is None else chosen, lengths, rows,
-        mass.stride(1), start, keep, m, config.coverage or 1.0, tiles, heads // batch, width, config.span // TILE,
-        spans, leaves, keep, SPAN=False, TAIL=0, ROWS=per_tile, G=groups, W=w, HAS_CENTRE=sign, HAS_CAND=has_cand,
-        HAS_COVERAGE=config.coverage is not None, num_warps=_select_warps(w * max(1, per_tile // 2)), **forced,
+        mass.stride(1), start, keep, m, 0, config.coverage or 1.0, tiles, heads // batch, width, config.span // TILE,
+        spans, leaves, keep, SPAN=False, IS_TAIL=False, ROWS=per_tile, G=groups, W=w, HAS_CENTRE=sign,
+        HAS_CAND=has_cand, HAS_COVERAGE=config.coverage is not None,
+        num_warps=_select_warps(w * max(1, per_tile // 2)), **forced,
     )  # fmt: skip
     if config.tail:
         share = _tail_shares(q_HMD, keys.code_KND if k_KND is None else k_KND, keys.n, lengths_B, factor, config)
         select_kernel[(share.shape[1], heads)](
             share, share, cand, cand_count, index, count, count if chosen is None else chosen, lengths, 0, leaves,
-            start, keep, m, 1.0, tiles, heads // batch, leaves, 1, 0, leaves, keep, SPAN=False, TAIL=config.tail,
-            ROWS=1, G=groups, W=next_power_of_2(leaves), HAS_CENTRE=False, HAS_CAND=False, HAS_COVERAGE=False,
-            num_warps=_select_warps(next_power_of_2(leaves)), **forced,
+            start, keep, m, config.tail, 1.0, tiles, heads // batch, leaves, 1, 0, leaves, keep, SPAN=False,
+            IS_TAIL=True, ROWS=1, G=groups, W=_padded(leaves), HAS_CENTRE=False, HAS_CAND=False, HAS_COVERAGE=False,
+            num_warps=_select_warps(_padded(leaves)), **forced,
         )  # fmt: skip
     return Selection(index, count, chosen, mean_q, units)
 
@@ -282,9 +288,9 @@ def _tail_shares(
     mass = torch.empty(heads, late, TILE, leaves, device=q_HMD.device, dtype=torch.float32)
     step = max(1, 128 // leaf)
     tail_mass_kernel[(triton.cdiv(leaves, step), late, heads)](
-        q_HMD, k_KND, mass if lengths_B is None else lengths_B, mass, m, n, n - m, q_HMD.stride(0), q_HMD.stride(1),
-        k_KND.stride(0), k_KND.stride(1), leaves, heads // batch, factor, G=heads // k_KND.shape[0], TILE=TILE,
-        TAIL=config.tail, D=dim, BLOCK_D=next_power_of_2(dim), LEAF=leaf, STEP=step,
+        q_HMD, k_KND, mass if lengths_B is None else lengths_B, mass, m, n, n - m, config.tail, q_HMD.stride(0),
+        q_HMD.stride(1), k_KND.stride(0), k_KND.stride(1), leaves, heads // batch, factor, G=heads // k_KND.shape[0],
+        TILE=TILE, D=dim, BLOCK_D=next_power_of_2(dim), LEAF=leaf, STEP=step,
         HAS_LENGTH=lengths_B is not None, num_warps=8,
     )  # fmt: skip
     return torch.softmax(mass, -1).nan_to_num_(0.0).amax(2)  # rows without a past leaf have no shares
@@ -305,16 +311,21 @@ def _candidates(
         SPAN_ROWS=span_rows, SPAN_MEANS=per_span, G=groups, UNIT=unit, D=dim, BLOCK_D=next_power_of_2(dim), LEAF=leaf,
         STEP=64, COARSE=COARSE // unit, num_warps=4, num_stages=3,
     )  # fmt: skip
-    width, w = config.candidates // leaf, next_power_of_2(leaves)
+    width, w = config.candidates // leaf, _padded(leaves)
     cand = torch.empty(k_heads, spans, width, device=mean_q.device, dtype=torch.int32)
     count = torch.empty(k_heads, spans, device=mean_q.device, dtype=torch.int32)
     select_kernel[(spans, k_heads)](
-        share, share, cand, count, cand, count, count, count, rows, leaves, start, width, m, 1.0, spans, 1, 0, 1, 0, 0,
-        width, SPAN=True, TAIL=0, ROWS=1, G=groups, W=w, TILE=config.span, LEAF=leaf, SPAN_TILE=TILE,
+        share, share, cand, count, cand, count, count, count, rows, leaves, start, width, m, 0, 1.0, spans, 1, 0, 1, 0,
+        0, width, SPAN=True, IS_TAIL=False, ROWS=1, G=groups, W=w, TILE=config.span, LEAF=leaf, SPAN_TILE=TILE,
         SINKS=config.sinks // leaf, LOCAL=config.local // leaf, HAS_CENTRE=False, HAS_CAND=False, HAS_CHOSEN=False,
         HAS_COVERAGE=False, HAS_LENGTH=False, num_warps=_select_warps(w),
     )  # fmt: skip
     return cand, count
+
+
+def _padded(leaves: int) -> int:
+    """Leaves that a selecting program holds; short sequences share one kernel."""
+    return max(128, next_power_of_2(leaves))
 
 
 def _select_warps(width: int) -> int:
