@@ -46,6 +46,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--chat", action="store_true", help="prompts in the model's chat format")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--max-num-seqs", type=int, help="of the engine; fewer start sooner")
+    parser.add_argument("--max-num-batched-tokens", type=int, help="of the engine")
     parser.add_argument("--batch", type=int, default=256, help="samples between two writes of answers")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes that make samples")
     parser.add_argument("--samples-file", type=Path, default=Path("build/ruler-samples.jsonl.gz"))
@@ -101,7 +103,8 @@ def answer(
         engines.append(
             LLM(
                 chosen.model, dtype=chosen.dtype, device=chosen.device, prefix_caching=False, max_queue=chosen.batch,
-                attention=setting.attention, **extra,
+                attention=setting.attention, max_num_seqs=chosen.max_num_seqs,
+                max_num_batched_tokens=chosen.max_num_batched_tokens, **extra,
             )
         )  # fmt: skip
         print(f"{setting.name}: engine after {time.perf_counter() - begin:.1f} s", flush=True)
