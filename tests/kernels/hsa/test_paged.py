@@ -183,7 +183,7 @@ def test_codes_updated_on_the_way_learned_rotations_and_a_flat_table():
     lengths = [500, 450]
     rotation = torch.linalg.qr(torch.randn(2, 64, 64, generator=torch.Generator().manual_seed(3)))[0]
     c = Cache((2, 2, 64, lengths, {}), rotation=rotation.to(DEVICE, DTYPE).contiguous())
-    c.encode()
+    update_codes(c.k, c.codes, c.slots, c.config)  # by the kernel: in bf16 the specification rounds otherwise
     want = hsa_decode(*c.args(), workspace=c.workspace())
     torch.testing.assert_close(want, c.reference(), atol=5e-2, rtol=5e-2)
     fresh = PageCodes.allocate(c.k.shape, c.config, DTYPE, DEVICE)
@@ -203,7 +203,7 @@ def test_codes_updated_on_the_way_learned_rotations_and_a_flat_table():
     assert got is out
     assert (got[2] == 7).all()
     torch.testing.assert_close(got[:2], want, atol=5e-2, rtol=5e-2)
-    assert (fresh.signs == c.codes.signs).float().mean() > 0.95
+    assert torch.equal(fresh.signs[1:], c.codes.signs[1:])
     assert fresh.scales[1:].all()
 
 
