@@ -22,6 +22,12 @@ BENCHMARKS = {
     "serve_soak": ("serve", False),
     "setup_time": ("setup", False),
     "gpu_engine": ("gpu", True),
+    "hsa_cpu": ("hsa", False),
+    "hsa_prefill": ("hsa", True),
+    "hsa_train": ("hsa", True),
+    "hsa_decode": ("hsa", True),
+    "hsa_recall": ("hsa", True),
+    "hsa_cases": ("hsa", True),
 }
 
 
