@@ -35,7 +35,7 @@ def _threads(request):
 @pytest.fixture(autouse=True)
 def _small_steps(monkeypatch):
     """Several gathers per tile and several blocks of scores, as in long sequences."""
-    monkeypatch.setattr(cpu, "_COLUMNS", 256)
+    monkeypatch.setattr(cpu, "_GATHERED", 256 * 64)
     monkeypatch.setattr(cpu, "_SCORES", 5000)
 
 
@@ -59,9 +59,9 @@ def test_it_is_the_specification(change, n, m):
     assert (chosen != ref.select(q, k, 0.125, config)).sum() <= 2, "no more than one near tie fell the other way"
     want = ref.attend(q, k, v, chosen, 0.125, config)
     for got, expected in zip(cpu.hsa_attention(q, k, v, config, 0.125), want, strict=True):
-        torch.testing.assert_close(got, expected, atol=2e-6, rtol=1e-5)
+        torch.testing.assert_close(got, expected, atol=5e-6, rtol=1e-5)
     fast, _, _ = cpu.hsa_attention(q, k, v, config, 0.125, want_lse=False)
-    torch.testing.assert_close(fast, want[0], atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(fast, want[0], atol=5e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -96,7 +96,7 @@ def test_a_budget_for_everything_is_dense(dim):
     for want_lse in (False, True):
         full = dataclasses.replace(SMALL, budget=1024)
         got, _, _ = cpu.hsa_attention(q, k, v, full, 0.2, want_lse=want_lse)
-        torch.testing.assert_close(got, want, atol=2e-6, rtol=1e-5)
+        torch.testing.assert_close(got, want, atol=5e-6, rtol=1e-5)
 
 
 def test_strides_do_not_matter():
@@ -141,4 +141,4 @@ def test_the_public_function_uses_it(monkeypatch):
         plain = hsa_attention(q[None], k[None], v[None], config)
     torch.testing.assert_close(got.out[0], want, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(got.lse[0], want_lse, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(plain[0], want, atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(plain[0], want, atol=5e-6, rtol=1e-5)

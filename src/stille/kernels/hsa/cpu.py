@@ -1,8 +1,8 @@
 """HSA on CPU tensors: the rule of `reference.py`, with less work and less memory.
 
-Keys and values are copied once, in fp32 and side by side, so that one gather brings a few selected leaves for two
-matrix products whose scores stay in the cache. The work is cut into steps, one for each tile of a head, that threads
-compute alone: a tile's operations are too short to be worth a meeting of threads in each of them.
+A tile gathers a few of its leaves at a time, for two matrix products whose scores stay in the cache. The work is cut
+into steps, one for each tile of a head, that threads compute alone: a tile's operations are too short to be worth a
+meeting of threads in each of them.
 """
 
 import math
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from threading import Barrier, Event, Lock
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +21,8 @@ from stille.kernels.hsa import reference as ref
 from stille.kernels.hsa.config import TILE, HSAConfig
 
 LOG2_E = math.log2(math.e)
-_GATHERED = 1 << 18
-"""Numbers of keys and values that are attended at a time."""
+_GATHERED = 1 << 17
+"""Numbers of keys that a tile gathers at a time: few enough for the second cache, enough to be worth the calls."""
 _SCORES = 1 << 23
 """Scores of units that are held at a time."""
 _LARGE = 2.0**60
@@ -123,6 +124,39 @@ def _tail_share(q_GMD: Tensor, k_ND: Tensor, tile: int, start: int, leaves: int,
     return share
 
 
+def _whole_leaves(x_ND: Tensor, leaf: int) -> Tensor:
+    """fp32 [B, leaf * D], padded with zeros; a view if that is how they lie."""
+    n, dim = x_ND.shape
+    if x_ND.dtype == torch.float32 and x_ND.is_contiguous() and n % leaf == 0:
+        return x_ND.view(-1, leaf * dim)
+    blocks = torch.zeros(-(-n // leaf), leaf * dim)
+    blocks.view(-1, dim)[:n] = x_ND
+    return blocks
+
+
+class _Piece(NamedTuple):
+    """Leaves of a tile that are attended together: their ids, the first, and one more than the last."""
+
+    ids: Tensor
+    low: int
+    high: int
+
+
+def _pieces(selected_GTB: Tensor, step: int) -> list[list[list[_Piece]]]:
+    """The leaves of each head and tile, `step` at a time, the last first: every row sees something of those."""
+    groups, tiles, _ = selected_GTB.shape
+    ids, counts = selected_GTB.nonzero()[:, 2].contiguous(), selected_GTB.sum(-1).flatten().tolist()
+    sizes = [[count % step] * (count % step > 0) + [step] * (count // step) for count in counts]
+    numbers, parts, at = ids.tolist(), iter(ids.split([size for each in sizes for size in each])), 0
+    pieces = []
+    for each in sizes:
+        pieces.append([])
+        for size in each:
+            pieces[-1].insert(0, _Piece(next(parts), numbers[at], numbers[at + size - 1] + 1))
+            at += size
+    return [pieces[group * tiles : (group + 1) * tiles] for group in range(groups)]
+
+
 def _prefix(selected_GTB: Tensor, m: int, leaf: int) -> int:
     """Rows of the first tiles that read all before them in every head; positions start at 0."""
     tiles = selected_GTB.shape[1]
@@ -132,16 +166,24 @@ def _prefix(selected_GTB: Tensor, m: int, leaf: int) -> int:
 
 
 class _Scratch:
-    """Memory of one thread."""
+    """Memory of one thread, by shape: every operation costs a turn at Python's lock, so none is spent here."""
 
     def __init__(self) -> None:
-        self._held: dict[str, Tensor] = {}
+        self._held: dict[tuple[str, int, int], Tensor] = {}
 
-    def take(self, name: str, *shape: int) -> Tensor:
-        size = math.prod(shape)
-        if name not in self._held or self._held[name].numel() < size:
-            self._held[name] = torch.empty(size)
-        return self._held[name][:size].view(shape)
+    def take(self, name: str, rows: int, columns: int) -> Tensor:
+        key = name, rows, columns
+        if key not in self._held:
+            self._held[key] = torch.empty(rows, columns)
+        return self._held[key]
+
+    def gather(self, name: str, blocks: Tensor, piece: _Piece, dim: int) -> Tensor:
+        """[keys, D] of a piece's leaves; no copy if they are neighbours."""
+        count = piece.high - piece.low
+        if count == piece.ids.shape[0]:
+            return blocks[piece.low : piece.high].view(-1, dim)
+        out = self.take(name, piece.ids.shape[0], blocks.shape[1])
+        return torch.index_select(blocks, 0, piece.ids, out=out).view(-1, dim)
 
 
 class _Group:
@@ -182,18 +224,18 @@ class _Group:
             self._ready.set()  # if it failed, nothing is left to attend
 
     def _prepare(self) -> None:
-        (_, m, _), (n, dim), leaf = self.q_GMD.shape, self.k_ND.shape, self.config.leaf
-        k_1ND, v_1ND = self.k_ND[None], self.v_ND[None]
-        both_NE = torch.zeros(-(-n // leaf) * leaf, 2 * dim)
-        both_NE[:n, :dim], both_NE[:n, dim:] = self.k_ND, self.v_ND
-        selected_GTB = select(self.q_GMD, k_1ND, self.scale, self.config, k_ND=both_NE[:n, :dim])
+        m, leaf = self.q_GMD.shape[1], self.config.leaf
+        self.keys, self.values = _whole_leaves(self.k_ND, leaf), _whole_leaves(self.v_ND, leaf)
+        k_ND = self.keys.view(-1, self.k_ND.shape[1])[: self.k_ND.shape[0]]
+        selected_GTB = select(self.q_GMD, self.k_ND[None], self.scale, self.config, k_ND=k_ND)
         if self.config.residual:
+            k_1ND, v_1ND = self.k_ND[None], self.v_ND[None]
             parts = ref.attend(self.q_GMD, k_1ND, v_1ND, selected_GTB, self.scale, self.config)
             for held, part in zip((self.out_GMD, self.lse_GM, self.missed_GM), parts, strict=True):
                 held.copy_(part)
             return
-        self.blocks = both_NE.view(-1, leaf * 2 * dim)
-        self.ids = [[row.nonzero().view(-1) for row in head] for head in selected_GTB]
+        self.pieces = _pieces(selected_GTB, max(1 + TILE // leaf, _GATHERED // self.keys.shape[1]))
+        self.q, self.out, self.lse = ([x.split(TILE) for x in held] for held in (self.q_GMD, self.out_GMD, self.lse_GM))
         # What a tile must not see of the leaves it lies in; the same for every tile, for it is as long as whole leaves.
         row, column = torch.arange(TILE)[:, None] + self.start % leaf, torch.arange(TILE + leaf)[None]
         self.future = torch.zeros(TILE, TILE + leaf).masked_fill(column > row, -math.inf)
@@ -208,55 +250,48 @@ class _Group:
 
     def attend_tile(self, head: int, tile: int, scratch: _Scratch) -> None:
         self._ready.wait()
-        rows = slice(tile * TILE, min(self.q_GMD.shape[1], (tile + 1) * TILE))
-        if rows.start < self.tiles_from:
+        if tile * TILE < self.tiles_from:
             return
-        q_RD = self.q_GMD[head, rows].float() * (self.scale * LOG2_E)
-        begin, size, leaf = self.start + rows.start, q_RD.shape[0], self.config.leaf
+        q_RD, pieces = self.q[head][tile].float(), self.pieces[head][tile]
+        begin, size, leaf = self.start + tile * TILE, q_RD.shape[0], self.config.leaf
         own = ((begin + size - 1) // leaf - begin // leaf + 1) * leaf
-        args = q_RD, self.ids[head][tile], self.future[:size, :own], scratch
-        out, lse, good = self._attend(*args, careful=self.careful[head])
-        if not good:
-            self.careful[head] = True
-            out, lse, _ = self._attend(*args, careful=True)
-        self.out_GMD[head, rows], self.lse_GM[head, rows] = out, lse
+        args = q_RD, pieces, self.future[:size, :own], scratch
+        out, total, top = self._attend(*args, careful=self.careful[head])
+        if top is None:
+            least, most = (float(x) for x in torch.aminmax(total))
+            if most > _LARGE or least < 1 / _LARGE:  # NaN stays what it is
+                self.careful[head] = True
+                out, total, top = self._attend(*args, careful=True)
+        self.out[head][tile].copy_(out.div_(total[:, None]))
+        if self.want_lse:
+            lse = total.log2() if top is None else total.log2() + top
+            self.lse[head][tile].copy_(lse / LOG2_E)
 
     def _attend(
-        self, q_RD: Tensor, ids: Tensor, future: Tensor, scratch: _Scratch, *, careful: bool
-    ) -> tuple[Tensor, Tensor, bool]:
-        """Output and log-sum-exp of a tile, and whether they are good; if careful (maxima are taken off), they are."""
-        (rows, dim), width = q_RD.shape, self.blocks.shape[1]
-        step = max(1 + TILE // self.config.leaf, _GATHERED // width)  # holds the leaves that the tile lies in
-        out, total, top = torch.empty(0), torch.empty(0), None
-        for end in range(len(ids), 0, -step):  # the leaves that every row sees something of come first
-            part = ids[max(0, end - step) : end]
-            low, high = int(part[0]), int(part[-1]) + 1
-            if high - low == len(part):
-                both = self.blocks[low:high]
-            else:
-                both = torch.index_select(self.blocks, 0, part, out=scratch.take("both", len(part), width))
-            both = both.view(-1, 2 * dim)
-            scores = torch.mm(q_RD, both[:, :dim].T, out=scratch.take("scores", rows, both.shape[0]))
-            if end == len(ids):
+        self, q_RD: Tensor, pieces: list[_Piece], future: Tensor, scratch: _Scratch, *, careful: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Values weighted by powers of two, the sum of the weights, and what was taken off the exponents if careful."""
+        rows, dim = q_RD.shape
+        out, sums, top = scratch.take("out", rows, dim), scratch.take("sums", len(pieces), rows), None
+        for number, piece in enumerate(pieces):
+            k_ND = scratch.gather("keys", self.keys, piece, dim)
+            scores = scratch.take("scores", rows, k_ND.shape[0])
+            torch.addmm(scores, q_RD, k_ND.T, beta=0, alpha=self.scale * LOG2_E, out=scores)
+            if number == 0:
                 scores[:, -future.shape[1] :] += future
             if careful:
                 new = scores.amax(-1) if top is None else torch.maximum(top, scores.amax(-1))
                 if top is not None:
                     decay = torch.exp2(top - new)
-                    total *= decay
+                    sums[:number] *= decay
                     out *= decay[:, None]
                 scores -= new[:, None]
                 top = new
             torch.exp2(scores, out=scores)
-            if end == len(ids):
-                total, out = scores.sum(-1), scores @ both[:, dim:]
-            else:
-                total += scores.sum(-1)
-                out.addmm_(scores, both[:, dim:])
-        lse = total.log2() if top is None else total.log2() + top
-        least, most = (float(x) for x in torch.aminmax(total))
-        good = top is not None or not (most > _LARGE or least < 1 / _LARGE)  # NaN stays what it is
-        return out.div_(total[:, None]), lse / LOG2_E, good
+            torch.sum(scores, 1, out=sums[number])
+            v_ND = scratch.gather("values", self.values, piece, dim)
+            torch.addmm(out, scores, v_ND, beta=min(number, 1), out=out)
+        return out, sums.sum(0), top
 
 
 def _run(steps: Iterator[_Step], threads: int) -> None:
@@ -298,7 +333,8 @@ def _pool(threads: int) -> ThreadPoolExecutor:
             pool, here = ThreadPoolExecutor(threads, "stille-hsa"), Barrier(threads + 1)
 
             def settle() -> None:
-                torch.set_num_threads(1)  # counts for the calling thread, and for threads to come
+                torch.get_num_threads()  # the first look at it sets it to what counts for all
+                torch.set_num_threads(1)  # for this thread, and for threads to come
                 here.wait()
 
             for _ in range(threads):
