@@ -1,7 +1,8 @@
 """Packed weights and compiled kernels on the CPU: the fast executor where there is no GPU.
 
 Every row of a step, prompt or decode, goes through the same kernels, and a row's logits do not depend on what else is
-in the step: a greedy answer is the same alone, batched, chunked or from cached prefixes, bit for bit.
+in the step: a greedy answer is the same alone, batched, chunked or from cached prefixes, bit for bit. That holds with
+attention "hsa" too: each row, of a prompt or not, chooses the pages that it reads by its own query.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stille.engine.config import EngineConfig, plan_pages
+from stille.engine.config import PAGE_SIZE, EngineConfig, plan_pages
 from stille.engine.executor import StepInput
 from stille.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
-    from stille.kernels.cpu import CpuDecoder, DecoderShape, LayerTensors, Target
+    from stille.kernels.cpu import CpuDecoder, DecoderShape, LayerTensors, PageBudget, Target
+    from stille.kernels.hsa import HSAConfig
     from stille.model import StilleForCausalLM
 
 logger = logging.getLogger(__name__)
@@ -39,6 +41,7 @@ class CpuExecutor:
         target: instruction set and cache element type; None takes the host's best.
 
     Raises:
+        ConfigError: the budget of attention "hsa" is too small for pages.
         UnsupportedError: a layer kind or size without kernels, no numba, no POSIX threads.
     """
 
@@ -52,9 +55,10 @@ class CpuExecutor:
         shape, target = _shape(model, _BITS[config.dtype]), target or Target()
         self.device = torch.device("cpu")
         self.vocab_size, self.async_depth = shape.vocab, 0
-        self.num_pages = plan_pages(config, shape.page_bytes(target), self.device)
+        budget = None if config.hsa is None else _page_budget(config.hsa)
+        self.num_pages = plan_pages(config, shape.page_bytes(target, sparse=budget is not None), self.device)
         cos_TD, sin_TD = model.model.rope_table(config.max_model_len)
-        self.decoder = CpuDecoder(shape, self.num_pages, target, config.threads or torch.get_num_threads())
+        self.decoder = CpuDecoder(shape, self.num_pages, target, config.threads or torch.get_num_threads(), budget)
         _load(self.decoder, model, cos_TD, sin_TD)
 
     def warmup(self) -> None:
@@ -66,6 +70,16 @@ class CpuExecutor:
 
     def forward(self, step: StepInput, ids_N: Tensor) -> Tensor:
         return self.decoder.forward(step.starts, step.lengths, ids_N.numpy(), step.page_table, step.sample)
+
+
+def _page_budget(hsa: HSAConfig) -> PageBudget:
+    """Sizes in pages: the budget is not exceeded, sinks and window are not cut short.
+
+    The rest of the configuration shapes the tiles of other kernels; here every row chooses alone.
+    """
+    from stille.kernels.cpu import PageBudget
+
+    return PageBudget(hsa.budget // PAGE_SIZE, -(-hsa.sinks // PAGE_SIZE), -(-hsa.local // PAGE_SIZE))
 
 
 def _shape(model: StilleForCausalLM, bits: int) -> DecoderShape:

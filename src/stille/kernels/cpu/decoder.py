@@ -18,6 +18,7 @@ from stille.errors import ConfigError, UnsupportedError
 from stille.kernels.cpu import formats, step
 from stille.kernels.cpu import job as J
 from stille.kernels.cpu.simd import Target
+from stille.kernels.cpu.sparse import PageBudget, scratch_bytes, summary_bytes
 from stille.kernels.cpu.team import team_for
 from stille.kernels.cpu.tiles import kernels
 
@@ -70,9 +71,10 @@ class DecoderShape:
     def qkv_features(self) -> int:
         return (self.heads + 2 * self.kv_heads) * self.head_dim
 
-    def page_bytes(self, target: Target) -> int:
-        """Bytes of one cache page over all layers, keys and values together."""
-        return 2 * self.layers * self.kv_heads * J.PAGE * self.head_dim * (2 if target.kv == "f16" else 4)
+    def page_bytes(self, target: Target, sparse: bool = False) -> int:
+        """Bytes of one cache page over all layers, keys, values and the summaries of sparse attention together."""
+        cache = 2 * self.kv_heads * J.PAGE * self.head_dim * (2 if target.kv == "f16" else 4)
+        return self.layers * (cache + (summary_bytes(self.kv_heads, self.head_dim) if sparse else 0))
 
 
 @dataclass
@@ -107,16 +109,24 @@ class CpuDecoder:
         num_pages: pages of the cache; page 0 takes no special part here.
         target: what to compile for.
         threads: threads of a step, the caller's included.
+        budget: pages that a row may read; None: all.
 
     Raises:
         ConfigError: a count is not positive.
         UnsupportedError: no POSIX threads.
     """
 
-    def __init__(self, shape: DecoderShape, num_pages: int, target: Target | None = None, threads: int = 1):
+    def __init__(
+        self,
+        shape: DecoderShape,
+        num_pages: int,
+        target: Target | None = None,
+        threads: int = 1,
+        budget: PageBudget | None = None,
+    ):
         if num_pages < 1 or threads < 1:
             raise ConfigError(f"a decoder needs at least one page and one thread, got {num_pages} and {threads}")
-        self.shape, self.num_pages, self.threads = shape, num_pages, threads
+        self.shape, self.num_pages, self.threads, self.budget = shape, num_pages, threads, budget
         self.target = target or Target()
         self._team = team_for(self.target)
         self._keep: list[object] = []  # owners of memory that the job block points to
@@ -128,6 +138,10 @@ class CpuDecoder:
         for layer in range(shape.layers):
             self._table[layer, J.KEYS] = self.cache[layer, 0].ctypes.data
             self._table[layer, J.VALUES] = self.cache[layer, 1].ctypes.data
+        if budget is not None:
+            self._summaries = _pages(shape.layers * num_pages * summary_bytes(shape.kv_heads, shape.head_dim))
+            for layer, part in enumerate(self._summaries.reshape(shape.layers, -1)):
+                self._table[layer, J.SUMMARIES] = part.ctypes.data
         s = shape
         self._sizes = {
             J.QKV_WEIGHT: formats.packed_bytes(s.qkv_features, s.hidden, s.bits),
@@ -270,6 +284,10 @@ class CpuDecoder:
             if size > self._partials.size:
                 self._partials = formats.aligned_bytes(size + size // 2)
         job = self._job
+        if self.budget is not None:
+            full = np.ascontiguousarray(row_pages[positions % J.PAGE == J.PAGE - 1])
+            job[J.FULL_PAGES], job[J.FULL_PAGE_COUNT] = full.ctypes.data, len(full)
+            self._make_room(table.shape[1])
         job[J.ROWS], job[J.THREADS] = len(ids), self.threads
         job[J.IDS], job[J.POSITIONS] = ids.ctypes.data, positions.ctypes.data
         job[J.ROW_PAGES], job[J.ROW_PARTIALS] = row_pages.ctypes.data, partials.ctypes.data
@@ -290,9 +308,8 @@ class CpuDecoder:
             self._keep.append(self._buffer(entry, MAX_ROWS, row_bytes))
         self._selected = self._buffer(J.X_SELECTED, 32, self._x_bytes)
         record = J.RECORD_HEADER + s.head_dim
-        scratch = max(4 * J.TILE_VECTORS * (s.head_dim + J.PAGE + 2 * record + 2), 256 * J.ROW_TILE)
-        scratch = -(-scratch // 4096) * 4096
-        self._keep.append(self._buffer(J.SCRATCH, self.threads, scratch))
+        self._scratch_least = max(4 * J.TILE_VECTORS * (s.head_dim + J.PAGE + 2 * record + 2), 256 * J.ROW_TILE)
+        self._make_room(0)
         self._keep.append(self._buffer(J.COUNTERS, step.stage_count(s.layers), step.COUNTER_BYTES))
         self._keep.append(self._buffer(J.ZEROS, 1, 64))
         self._keep.append(self._table)
@@ -302,10 +319,27 @@ class CpuDecoder:
             (J.HIDDEN, s.hidden), (J.INTERMEDIATE, s.intermediate), (J.HEADS, s.heads), (J.KV_HEADS, s.kv_heads),
             (J.HEAD_DIM, s.head_dim), (J.LAYERS, s.layers), (J.LAYER_TABLE, self._table.ctypes.data),
             (J.BITS, s.bits), (J.CONSTANTS, self._floats(torch.tensor([s.eps, s.scale]))),
-            (J.HEAD_BLOCKS, -(-s.vocab // formats.BLOCK)), (J.SCRATCH_BYTES, scratch),
+            (J.HEAD_BLOCKS, -(-s.vocab // formats.BLOCK)),
             (J.MATMUL, matmul.address), (J.ATTEND, attend.address),
         ):  # fmt: skip
             job[entry] = value
+        if self.budget is not None:
+            job[J.KEEP_PAGES], job[J.SINK_PAGES] = self.budget.keep, self.budget.sinks
+            job[J.LOCAL_PAGES] = self.budget.local
+
+    def _make_room(self, pages: int) -> None:
+        """Scratch memory for sequences of so many pages, and room for what sparse attention chooses among them."""
+        size = self._scratch_least
+        if self.budget is not None:
+            size = max(size, scratch_bytes(self.shape.head_dim, pages))
+            words = -(-pages // 64)
+            if words > self._job[J.SELECTION_WORDS]:
+                self._selection = self._buffer(J.SELECTION, MAX_ROWS * self.shape.kv_heads, 8 * words)
+                self._job[J.SELECTION_WORDS] = words
+        if size > self._job[J.SCRATCH_BYTES]:
+            size = -(-size // 4096) * 4096
+            self._scratch = self._buffer(J.SCRATCH, self.threads, size)
+            self._job[J.SCRATCH_BYTES] = size
 
     def _buffer(self, entry: int, rows: int, row_bytes: int) -> np.ndarray:
         memory = formats.aligned_bytes(rows * row_bytes)

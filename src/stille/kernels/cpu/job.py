@@ -50,8 +50,15 @@ them once and a few per step. All floats are float32 unless said otherwise; row 
     SELECTED_COUNT,  # S
     LOGITS,          # [S, 16 HEAD_BLOCKS]
     THREADS,
+    # sparse attention, see sparse.py
+    KEEP_PAGES,      # pages that a row reads; 0: all
+    SINK_PAGES, LOCAL_PAGES,
+    FULL_PAGES,      # int32[FULL_PAGE_COUNT], pages that this step fills
+    FULL_PAGE_COUNT,
+    SELECTION,       # bits int64[T, Hkv, SELECTION_WORDS], by the page's number in the sequence
+    SELECTION_WORDS,
     JOB_FIELDS,
-) = range(44)
+) = range(51)
 
 (
     ATTENTION_NORM,  # [C]
@@ -64,8 +71,9 @@ them once and a few per step. All floats are float32 unless said otherwise; row 
     GATE_WEIGHT, UP_WEIGHT, DOWN_WEIGHT,  # packed
     KEYS,            # cache elements [pages, Hkv, D, 64]
     VALUES,          # cache elements [pages, Hkv, 64, D]
+    SUMMARIES,       # [pages, Hkv, 2, D], or 0
     LAYER_FIELDS,
-) = range(14)
+) = range(15)
 
 (
     TILE_SEQUENCE,   # row of PAGE_TABLE

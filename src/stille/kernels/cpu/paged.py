@@ -5,6 +5,9 @@ need no horizontal additions. Softmax is taken page by page with a running maxim
 is closed and merged into the total. The boundaries depend on positions only, so it does not matter, bit for bit,
 whether the pieces of a row were computed by one thread (prefill) or by several (decode of a long context).
 
+With sparse attention (`sparse.py`) a row skips pages: for the row they are as if they held nothing, so neither rows of
+its tile that read them nor the empty pieces change its result.
+
 A record is [maximum, sum, 14 unused, D accumulated values].
 """
 
@@ -96,6 +99,21 @@ def _softmax_page(scores, limit, record, alpha):
 
 
 @inner
+def _reads(selection, number):
+    """Whether a row reads a page of its sequence."""
+    return field(selection, number // 64) >> number % 64 & 1
+
+
+@inner
+def _reads_in_split(selection, stride, rows, split):
+    """Bits of the pages of a split that any of the rows reads; a word holds whole splits."""
+    first, bits = split * J.SPLIT_PAGES, 0
+    for r in range(rows):
+        bits |= field(selection + r * stride, first // 64) >> first % 64
+    return bits & ((1 << J.SPLIT_PAGES) - 1)
+
+
+@inner
 def attend_item(target, job, layer, item, scratch):
     """One tile x one KV head: reads q from QKV, writes ATTENDED, or PARTIALS if the tile is one split of several."""
     kv_heads, heads, dim = field(job, J.KV_HEADS), field(job, J.HEADS), field(job, J.HEAD_DIM)
@@ -125,11 +143,21 @@ def attend_item(target, job, layer, item, scratch):
     for v in range(vectors):
         _clear(totals + v * record_bytes, dim)
 
-    kernel = field(job, J.ATTEND)
+    kernel, partial = field(job, J.ATTEND), load_i32(field(job, J.ROW_PARTIALS) + 4 * first)
+    sparse = field(job, J.KEEP_PAGES) > 0
+    choice_stride = 8 * field(job, J.SELECTION_WORDS) * kv_heads
+    choice = field(job, J.SELECTION) + first * choice_stride + 8 * field(job, J.SELECTION_WORDS) * kv_head
     for split in range(split_begin, split_end):
+        read = (1 << J.SPLIT_PAGES) - 1
+        if sparse:
+            read = _reads_in_split(choice, choice_stride, rows, split)
+            if read == 0 and partial < 0:
+                continue
         for v in range(vectors):
             _clear(pieces + v * record_bytes, dim)
         for number in range(split * J.SPLIT_PAGES, min((split + 1) * J.SPLIT_PAGES, (end - 1) // J.PAGE + 1)):
+            if read >> (number - split * J.SPLIT_PAGES) & 1 == 0:
+                continue
             page = load_i32(pages + 4 * number)
             shift = (page * kv_heads + kv_head) * dim * J.PAGE * size
             keys, values = field(layer, J.KEYS) + shift, field(layer, J.VALUES) + shift
@@ -137,9 +165,11 @@ def attend_item(target, job, layer, item, scratch):
             call_kernel(kernel, vectors, J.PAGE, q, 4 * dim, dim, keys, J.PAGE * size, zeros, scores, 4 * J.PAGE)
             for r in range(rows):
                 limit = position + r + 1 - number * J.PAGE
+                if sparse and _reads(choice + r * choice_stride, number) == 0:
+                    limit = 0
                 for v in range(r * group, (r + 1) * group):
                     _softmax_page(scores + 4 * J.PAGE * v, limit, pieces + record_bytes * v, alpha + 4 * v)
-            if (number + 1) * J.PAGE < end:
+            if (number + 1) * J.PAGE < end and (not sparse or _reads(choice, number + 1) != 0):
                 following = load_i32(pages + 4 * number + 4) * kv_heads + kv_head
                 prefetch_span(field(layer, J.KEYS) + following * dim * J.PAGE * size, dim * J.PAGE * size)
             depth = min(J.PAGE, end - number * J.PAGE)
@@ -149,7 +179,6 @@ def attend_item(target, job, layer, item, scratch):
         for v in range(vectors):
             _merge(totals + v * record_bytes, pieces + v * record_bytes, dim)
 
-    partial = load_i32(field(job, J.ROW_PARTIALS) + 4 * first)
     if partial < 0:
         for r in range(rows):
             for j in range(group):
@@ -176,6 +205,7 @@ def combine_row(job, row, scratch):
         record = field(job, J.PARTIALS) + (partial * heads + head) * field(job, J.MAX_SPLITS) * record_bytes
         _clear(scratch, dim)
         for _ in range(splits):
-            _merge(scratch, record, dim)
+            if load_f32(record) > _NOTHING:  # sparse attention leaves pieces empty
+                _merge(scratch, record, dim)
             record += record_bytes
         _write(scratch, dim, field(job, J.ATTENDED) + 4 * dim * (row * heads + head))

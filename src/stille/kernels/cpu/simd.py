@@ -386,6 +386,11 @@ def store_f32(builder, address, value):
     emit_store(builder, value, address)
 
 
+@_operation(types.void, types.int64, types.int64)
+def store_i64(builder, address, value):
+    emit_store(builder, value, address, 8)
+
+
 @_operation(F32x16, types.int64)
 def load(builder, address):
     return emit_load(builder, address, _V_F32)
@@ -515,6 +520,19 @@ def element_bytes(typingctx, target):
     """Size of a cache element; a constant."""
     size = 2 if target.kv == "f16" else 4
     return types.int64(target), lambda context, builder, signature, values: _I64(size)
+
+
+@intrinsic
+def load_elements(typingctx, target, address):
+    """Sixteen neighbouring cache elements as floats."""
+
+    def codegen(context, builder, signature, values):
+        target = signature.args[0]
+        if target.kv == "f32":
+            return emit_load(builder, values[1], _V_F32)
+        return emit_f16_to_f32(builder, emit_load(builder, values[1], ir.VectorType(_I16, LANES), 2), target.isa)
+
+    return F32x16(target, types.int64), codegen
 
 
 @intrinsic

@@ -34,12 +34,13 @@ from stille.kernels.cpu.simd import (
     load_i32,
     store,
 )
+from stille.kernels.cpu.sparse import select_item, summarise_item
 
 # Control block of a team, int64 entries.
 EPOCH, OPEN, ACTIVE, JOB, STOP, MUTEX, CONDITION, CONTROL_FIELDS = range(8)
 
-STAGES_PER_LAYER = 8
-(_NORM, _QKV, _ATTEND, _COMBINE, _OUT, _FFN_NORM, _GATE_UP, _DOWN) = range(STAGES_PER_LAYER)
+STAGES_PER_LAYER = 10
+(_NORM, _QKV, _SUMMARISE, _SELECT, _ATTEND, _COMBINE, _OUT, _FFN_NORM, _GATE_UP, _DOWN) = range(STAGES_PER_LAYER)
 COUNTER_BYTES = 128  # two cache lines: neighbours are fetched in pairs
 _HEAD_BLOCKS_PER_ITEM = 16
 _SPINS = 2000
@@ -70,6 +71,10 @@ def _items(job, kind):
         return tiles * (field(job, J.HEADS) + 2 * field(job, J.KV_HEADS))
     if kind == _ATTEND:
         return field(job, J.TILE_COUNT) * field(job, J.KV_HEADS)
+    if kind == _SUMMARISE:
+        return field(job, J.FULL_PAGE_COUNT) * field(job, J.KV_HEADS)
+    if kind == _SELECT:
+        return field(job, J.TILE_COUNT) * field(job, J.KV_HEADS) if field(job, J.KEEP_PAGES) > 0 else 0
     if kind in (_OUT, _DOWN):
         return tiles * (field(job, J.HIDDEN) // 16)
     if kind == _GATE_UP:
@@ -103,6 +108,10 @@ def _norm(job, gain, row, out_row, out):
 def _layer_item(target, job, layer, kind, item, scratch):
     if kind == _QKV:
         qkv_item(target, job, layer, item)
+    elif kind == _SUMMARISE:
+        summarise_item(target, job, layer, item)
+    elif kind == _SELECT:
+        select_item(job, layer, item, scratch)
     elif kind == _ATTEND:
         attend_item(target, job, layer, item, scratch)
     elif kind == _OUT:
