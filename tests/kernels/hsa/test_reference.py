@@ -19,6 +19,8 @@ CHANGES = [
     {"candidates_from": 0},
     {"candidates_from": 0, "span": 256, "unit": 64, "residual": True},
     {"tail": 0},
+    {"codes": "means"},
+    {"codes": "means", "candidates_from": 0, "leaf": 64, "patch": 32, "coverage": 0.9},
 ]
 
 
@@ -32,7 +34,7 @@ def test_rotation_is_orthogonal(dim):
     torch.testing.assert_close(rotation @ rotation.T, torch.eye(dim), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("codes", ["keys", "sign"])
+@pytest.mark.parametrize("codes", ["keys", "sign", "means"])
 @pytest.mark.parametrize(("n", "m", "groups"), [(512, 512, 2), (700, 700, 4), (640, 301, 1), (130, 1, 3)])
 def test_full_budget_is_dense(n, m, groups, codes):
     q, k, v = rand(2 * groups, m, 64, 0), rand(2, n, 64, 1), rand(2, n, 64, 2)
@@ -117,6 +119,18 @@ def test_coverage_reads_no_more_than_it_takes(coverage, gain, seed):
     assert (read[spare] - smallest[spare] < coverage + 1e-4).all(), "without the last leaf it would be too little"
 
 
+def test_means_find_in_mid_prompt_what_one_row_alone_looks_for():
+    """Where keys resemble their neighbours, the mean of a patch tells what is in it."""
+    q, k = rand(2, 2000, 64, 41), rand(2, 2000, 64, 42)
+    k = k + k.roll(1, 1) + k.roll(2, 1)
+    row, place = 1100, slice(400, 408)
+    k[:, place] += q[:, row, None] / q[:, row, None].norm(dim=-1, keepdim=True) * 24
+    leaf = 400 // SMALL.leaf
+    config = dataclasses.replace(SMALL, tail=0)
+    assert not ref.select(q, k, 0.125, config)[:, row // 128, leaf].all(), "the case is a hard one"
+    assert ref.select(q, k, 0.125, dataclasses.replace(config, codes="means"))[:, row // 128, leaf].all()
+
+
 def test_candidates_that_hold_everything_change_nothing():
     q, k = rand(4, 1000, 64, 17), rand(2, 1000, 64, 18)
     narrow = dataclasses.replace(SMALL, candidates=992, candidates_from=0)
@@ -154,6 +168,8 @@ def test_residual_helps_diffuse_heads_and_tells_what_was_missed():
         {"dense_below": -1},
         {"tail": -1},
         {"coverage": 0.0},
+        {"patch": 8},
+        {"codes": "means", "leaf": 16, "patch": 32},
         {"decode_leaf": 128},
         {"leaf": 16, "decode_leaf": 64, "sinks": 16},
     ],

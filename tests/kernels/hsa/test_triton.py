@@ -37,6 +37,9 @@ CASES = [  # key heads, group, head width, keys, queries, changes of the config
     (1, 2, 64, 450, 450, {"coverage": 0.8, "tail": 0}),
     (2, 2, 64, 500, 290, {"coverage": 0.9, "tail": 200, "codes": "sign"}),
     (1, 4, 64, 500, 1, {"leaf": 64}),
+    (1, 3, 64, 450, 450, {"codes": "means", "leaf": 64, "tail": 0}),
+    (2, 2, 96, 500, 290, {"codes": "means", "patch": 32}),
+    (1, 2, 64, 690, 690, {**NARROW, "codes": "means"}),
     (1, 3, 64, 690, 690, NARROW),
     (1, 3, 64, 680, 500, {**NARROW, "unit": 32, "codes": "sign"}),
 ]
@@ -72,7 +75,7 @@ def test_kernels_follow_the_specification(case):
 
     q, k, v, scale, config = make(case, 2)
     want = ref.select(q, k, scale, config)
-    chosen = select(q, map_keys(k, config), scale, config, k_KND=k, want_map=True)
+    chosen = select(q, map_keys(k, config), scale, config, want_map=True)
     tiles, leaves = want.shape[1:]
     past = ref.past_leaves(tiles, leaves, k.shape[1] - q.shape[1], config, q.device)
     have = chosen.chosen_HTB.bool() & past
@@ -111,7 +114,7 @@ def test_residual(case):
 
     q, k, v, scale, config = make(case, 8)
     q, config = q / 3, dataclasses.replace(config, residual=True)
-    chosen = select(q, map_keys(k, config), scale, config, k_KND=k, want_map=True)
+    chosen = select(q, map_keys(k, config), scale, config, want_map=True)
     tiles, leaves = chosen.chosen_HTB.shape[1:]
     past = ref.past_leaves(tiles, leaves, k.shape[1] - q.shape[1], config, q.device)
     own = ref.forced_leaves(tiles, leaves, k.shape[1] - q.shape[1], config, q.device) & ~past

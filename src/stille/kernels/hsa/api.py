@@ -219,7 +219,7 @@ def _triton(
 
     keys = triton_select.map_keys(k_KND, config)
     chosen = triton_select.select(
-        q_HMD, keys, scale, config, k_KND=k_KND, lengths_B=lengths_B, want_map=config.residual
+        q_HMD, keys, scale, config, lengths_B=lengths_B, want_map=config.residual
     )  # fmt: skip
     out = torch.empty(q_HMD.shape, device=q_HMD.device, dtype=q_HMD.dtype)
     if uses_gluon(q_HMD, config):

@@ -23,7 +23,9 @@ class HSAConfig:
         leaf: consecutive keys that are read or left together: 16, 32, 64 or 128. 64 is a page of the engine's cache and
             the fastest; smaller leaves catch more attention mass at the same budget.
         unit: queries whose mean stands for them in scoring, a power of two from 4 to 128.
-        codes: what is scored: "keys", the keys themselves, or "sign", one bit per dimension and a scale per key.
+        codes: what is scored. "keys", the keys themselves, or "sign", one bit per dimension and a scale per key, by the
+            means of units; "means", the means of patches of keys, by every single query.
+        patch: keys whose mean is scored with codes "means": 16, 32 or 64, at most a leaf.
         candidates: keys that a span of queries scores exactly; a coarse pass over leaf means picks them.
         candidates_from: keys in the sequence from which the coarse pass is used; below, every past key is scored.
         span: queries that share candidates, a multiple of 128.
@@ -47,6 +49,7 @@ class HSAConfig:
     leaf: int = 64
     unit: int = 128
     codes: str = "keys"
+    patch: int = 16
     candidates: int = 16384
     candidates_from: int = 98304
     span: int = 512
@@ -63,8 +66,10 @@ class HSAConfig:
             raise ConfigError(f"leaf is {self.leaf}: expected 16, 32, 64 or 128")
         if self.unit not in (4, 8, 16, 32, 64, 128):
             raise ConfigError(f"unit is {self.unit}: expected a power of two from 4 to 128")
-        if self.codes not in ("keys", "sign"):
-            raise ConfigError(f"codes is {self.codes!r}: expected 'keys' or 'sign'")
+        if self.codes not in ("keys", "sign", "means"):
+            raise ConfigError(f"codes is {self.codes!r}: expected 'keys', 'sign' or 'means'")
+        if self.patch not in (16, 32, 64) or (self.codes == "means" and self.patch > self.leaf):
+            raise ConfigError(f"patch is {self.patch}: expected 16, 32 or 64, and at most the leaf of {self.leaf}")
         if self.decode_leaf not in (16, 32, 64):
             raise ConfigError(f"decode_leaf is {self.decode_leaf}: expected 16, 32 or 64")
         if self.tail < 0:

@@ -83,6 +83,9 @@ def select(q_GMD: Tensor, k_1ND: Tensor, scale: float, config: HSAConfig, *, k_N
     keep = config.budget // leaf
     past = ref.past_leaves(tiles, leaves, start, config, dev)
     forced = ref.forced_leaves(tiles, leaves, start, config, dev)
+    if config.codes == "means":
+        chosen = _by_means(q_GMD, k_1ND[0] if k_ND is None else k_ND, past, forced, scale, config)
+        return _with_tail(chosen, q_GMD, k_1ND[0] if k_ND is None else k_ND, past, forced, scale, config)
     if config.codes == "sign" or k_ND is None:
         k_ND = ref.coded_keys(k_1ND, config)[0]
     units = ref.pool_queries(q_GMD, config.unit) * scale
@@ -101,13 +104,45 @@ def select(q_GMD: Tensor, k_1ND: Tensor, scale: float, config: HSAConfig, *, k_N
         allowed = ref.candidate_leaves(q_GMD, k_1ND, scale, config).expand(groups, -1, -1)
     share = ref.shares(log_mass, allowed.repeat_interleave(per, 1)).unflatten(1, (tiles, per)).sum(2)
     chosen = ref.top_leaves(share, allowed, forced, keep, config.coverage)
+    return _with_tail(chosen, q_GMD, k_ND if config.codes == "keys" else k_1ND[0], past, forced, scale, config)
+
+
+def _by_means(
+    q_GMD: Tensor, k_ND: Tensor, past: Tensor, forced: Tensor, scale: float, config: HSAConfig
+) -> Tensor:  # fmt: skip
+    """[G, T, B]: the choice of every tile by its rows and the means of patches; `reference.patch_shares`."""
+    (groups, m, _), (tiles, leaves), leaf = q_GMD.shape, past.shape, config.leaf
+    allowed = past.expand(groups, -1, -1)
+    if config.uses_candidates(k_ND.shape[0]):
+        allowed = ref.candidate_leaves(q_GMD, k_ND[None], scale, config).expand(groups, -1, -1)
+    patches, means = ref.leaf_means(k_ND[None], config.patch)[0], ref.leaf_means(k_ND[None], leaf)[0]
+    per, share = leaf // config.patch, torch.zeros(groups, tiles, leaves)
+    reach = past.sum(-1).tolist()
+    for tile in range(tiles):
+        before, rows = reach[tile], slice(tile * TILE, min(m, (tile + 1) * TILE))
+        if before:
+            q_RD = q_GMD[:, rows].float().flatten(0, 1) * scale
+            left_out = ~allowed[:, tile, None, :before]
+            total = (q_RD @ means[:before].T).view(groups, -1, before).masked_fill_(left_out, -math.inf)
+            total = total.logsumexp(-1, keepdim=True) + math.log(per)
+            mass = (q_RD @ patches[: before * per].T).view(groups, -1, before, per)
+            mass = mass.sub_(total[..., None]).exp_().sum(-1)
+            share[:, tile, :before] = mass.amax(1).masked_fill_(left_out[:, 0], 0.0)
+    return ref.top_leaves(share, allowed, forced, config.budget // leaf, config.coverage)
+
+
+def _with_tail(
+    chosen: Tensor, q_GMD: Tensor, k_ND: Tensor, past: Tensor, forced: Tensor, scale: float, config: HSAConfig
+) -> Tensor:  # fmt: skip
+    """The same with the tiles of the tail choosing row by row."""
+    m, (tiles, leaves) = q_GMD.shape[1], past.shape
     if config.tail:
-        late = max(0, m - config.tail) // TILE
-        keys_ND = k_ND if config.codes == "keys" else k_1ND[0].float()
+        late, start = max(0, m - config.tail) // TILE, k_ND.shape[0] - m
         share = torch.stack(
-            [_tail_share(q_GMD, keys_ND, tile, start, leaves, scale, leaf) for tile in range(late, tiles)], 1
+            [_tail_share(q_GMD, k_ND.float(), tile, start, leaves, scale, config.leaf) for tile in range(late, tiles)],
+            1,
         )
-        chosen[:, late:] = ref.top_leaves(share, past[late:], forced[late:], keep)
+        chosen[:, late:] = ref.top_leaves(share, past[late:], forced[late:], config.budget // config.leaf)
     return chosen
 
 

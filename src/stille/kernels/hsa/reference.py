@@ -9,6 +9,8 @@ width, B leaves, T tiles of 128 queries, U units.
 3. Scores: a unit's mean query estimates the log-mass of each leaf, log sum_j exp(q . code_j). Masses become shares by a
    softmax over the leaves, and a tile adds the shares of its units. In long sequences a coarse pass over mean keys
    first narrows the leaves for a span of queries and its group of heads, so that scoring costs O(N).
+   "means" turns this round: every query of the tile for itself scores the means of patches of keys, log sum exp over
+   those of a leaf, against the total by the means of leaves; a leaf is worth its largest such share in any row.
    Tiles at the end of the queries (`tail`) score all keys by each of their rows instead; a leaf is worth its largest
    share in any row.
 4. Selection: sinks, local window and the tile's own leaves always; then the best leaves up to the budget, or until
@@ -159,6 +161,34 @@ def tail_shares(q_HMD: Tensor, k_KND: Tensor, scale: float, config: HSAConfig) -
     return pad(share, (0, 0, 0, -rows.shape[1] % TILE)).unflatten(1, (-1, TILE)).amax(2)
 
 
+def unit_shares(q_HMD: Tensor, k_KND: Tensor, allowed_HTB: Tensor, scale: float, config: HSAConfig) -> Tensor:
+    """[H, T, B]: a leaf's shares in the units of a tile, added up (codes "keys" and "sign")."""
+    (heads, tiles, leaves), n = allowed_HTB.shape, k_KND.shape[1]
+    units, per = pool_queries(q_HMD, config.unit), TILE // config.unit
+    code = coded_keys(k_KND, config).repeat_interleave(heads // k_KND.shape[0], 0)
+    dots = pad(torch.einsum("hud,hnd->hun", units, code) * scale, (0, -n % config.leaf), value=-math.inf)
+    log_mass = dots.unflatten(-1, (leaves, config.leaf)).logsumexp(-1)
+    share = shares(log_mass, allowed_HTB.repeat_interleave(per, 1)[:, : units.shape[1]])
+    return pad(share, (0, 0, 0, tiles * per - units.shape[1])).view(heads, tiles, per, leaves).sum(2)
+
+
+def patch_shares(q_HMD: Tensor, k_KND: Tensor, allowed_HTB: Tensor, scale: float, config: HSAConfig) -> Tensor:
+    """[H, T, B]: a leaf's largest share in any row of a tile, by the means of its patches (codes "means")."""
+    heads, m, _ = q_HMD.shape
+    q, allowed = q_HMD.float() * scale, allowed_HTB.repeat_interleave(TILE, 1)[:, :m]
+
+    def dots(size: int) -> Tensor:
+        means = leaf_means(k_KND, size).repeat_interleave(heads // k_KND.shape[0], 0)
+        return torch.einsum("hmd,hpd->hmp", q, means)
+
+    per = config.leaf // config.patch
+    x, leaves = dots(config.patch), allowed.shape[-1]
+    mass = pad(x, (0, leaves * per - x.shape[-1]), value=-math.inf).unflatten(-1, (leaves, per)).logsumexp(-1)
+    total = dots(config.leaf).masked_fill(~allowed, -math.inf).logsumexp(-1, keepdim=True) + math.log(per)
+    share = (mass - total).exp().masked_fill(~allowed, 0.0)
+    return pad(share, (0, 0, 0, -m % TILE)).unflatten(1, (-1, TILE)).amax(2)
+
+
 def select(q_HMD: Tensor, k_KND: Tensor, scale: float, config: HSAConfig) -> Tensor:
     """[H, T, B] bool: the leaves that each tile reads exactly."""
     (heads, m, _), (k_heads, n, _) = q_HMD.shape, k_KND.shape
@@ -168,12 +198,10 @@ def select(q_HMD: Tensor, k_KND: Tensor, scale: float, config: HSAConfig) -> Ten
     forced = forced_leaves(tiles, leaves, start, config, dev)
     if config.uses_candidates(n):
         allowed = candidate_leaves(q_HMD, k_KND, scale, config).repeat_interleave(groups, 0)
-    units, per = pool_queries(q_HMD, config.unit), TILE // config.unit
-    code = coded_keys(k_KND, config).repeat_interleave(groups, 0)
-    dots = pad(torch.einsum("hud,hnd->hun", units, code) * scale, (0, -n % config.leaf), value=-math.inf)
-    log_mass = dots.unflatten(-1, (leaves, config.leaf)).logsumexp(-1)
-    share = shares(log_mass, allowed.repeat_interleave(per, 1)[:, : units.shape[1]])
-    share = pad(share, (0, 0, 0, tiles * per - units.shape[1])).view(heads, tiles, per, leaves).sum(2)
+    if config.codes == "means":
+        share = patch_shares(q_HMD, k_KND, allowed, scale, config)
+    else:
+        share = unit_shares(q_HMD, k_KND, allowed, scale, config)
     # a forced leaf is read whether it is a candidate or not
     chosen = top_leaves(share, allowed, forced, config.budget // config.leaf, config.coverage)
     if config.tail:

@@ -227,3 +227,58 @@ def tail_mass_kernel(
         mass = tl.where(mass == mass, mass, 1e30)  # a leaf that holds NaN is chosen, not hidden
         mass = tl.where(ok[:, None] & (step < own)[None, :], mass, float("-inf"))
     tl.store(out, mass, mask=(step < leaves)[None, :])
+
+
+@triton.jit(do_not_specialize=["m", "start", "leaves", "patches", "cand_width", "cand_spans"])
+def patch_share_kernel(
+    q_ptr, patch_ptr, mean_ptr, cand_ptr, cand_count_ptr, share_ptr, m, start, stride_qh, stride_qm, leaves, patches,
+    row_stride, cand_width, cand_spans, tiles_per_cand, factor,
+    G: tl.constexpr, TILE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, LEAF: tl.constexpr, PER: tl.constexpr,
+    STEP: tl.constexpr, HAS_CAND: tl.constexpr,
+):  # fmt: skip
+    """share[h, tile, leaf or candidate]: a leaf's largest share in any row, by PER means of patches of its keys.
+
+    A first pass over the means of leaves gives each row its total; the second reads the patches.
+    """
+    t, s = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1).to(tl.int64)
+    tiles = tl.num_programs(0)
+    h = s // G
+    row, d = t * TILE + tl.arange(0, TILE), tl.arange(0, BLOCK_D)
+    d_mask = (d < D)[None, :]
+    q_at = q_ptr + s * stride_qh + row.to(tl.int64)[:, None] * stride_qm + d[None, :]
+    q = tl.load(q_at, mask=(row < m)[:, None] & d_mask, other=0.0)
+    own = (start + t * TILE) // LEAF
+    limit = own
+    if HAS_CAND:
+        cand = h * cand_spans + t // tiles_per_cand
+        limit = tl.load(cand_count_ptr + cand)
+        cand_ptr += cand * cand_width
+    top = tl.full([TILE], -1e30, tl.float32)
+    total = tl.zeros([TILE], tl.float32)
+    wide = tl.arange(0, STEP * PER)
+    for b in range(0, limit, STEP * PER):
+        leaf = b + wide
+        if HAS_CAND:
+            leaf = tl.load(cand_ptr + b + wide, mask=b + wide < limit, other=2147483647)
+        ok = leaf < own
+        mean = tl.load(mean_ptr + (h * leaves + leaf)[:, None] * D + d[None, :], mask=ok[:, None] & d_mask, other=0.0)
+        x = tl.dot(q, tl.trans(mean), input_precision="ieee") * factor
+        x = tl.where(ok[None, :], x, float("-inf"))
+        new = tl.maximum(top, tl.max(x, 1))
+        total = total * tl.exp2(top - new) + tl.sum(tl.exp2(x - new[:, None]), 1)
+        top = new
+    lse = top + tl.log2(tl.maximum(total, 1e-30)) + tl.log2(PER * 1.0)
+    j = tl.arange(0, STEP)
+    out = share_ptr + (s * tiles + t) * row_stride
+    for b in range(0, limit, STEP):
+        col = b + wide // PER
+        leaf = col
+        if HAS_CAND:
+            leaf = tl.load(cand_ptr + col, mask=col < limit, other=2147483647)
+        ok = leaf < own
+        at = patch_ptr + (h * patches + leaf.to(tl.int64) * PER + wide % PER)[:, None] * D + d[None, :]
+        patch = tl.load(at, mask=ok[:, None] & d_mask, other=0.0)
+        x = tl.dot(q, tl.trans(patch), input_precision="ieee") * factor
+        p = tl.where(ok[None, :] & (row < m)[:, None], tl.exp2(x - lse[:, None]), 0.0)
+        share = tl.max(tl.sum(tl.reshape(p, [TILE, STEP, PER]), 2), 0)
+        tl.store(out + b + j, share, mask=b + j < limit)

@@ -16,6 +16,7 @@ from stille.kernels.hsa.reference import hadamard_rotation
 from stille.kernels.hsa.triton_score import (
     centre_mass_kernel,
     leaf_mass_kernel,
+    patch_share_kernel,
     span_share_kernel,
     summarise_kernel,
     tail_mass_kernel,
@@ -36,18 +37,19 @@ SCORE_ROWS = 64  # rows of mean queries in a scoring program
 def select_kernel(
     mass_ptr, centre_ptr, cand_ptr, cand_count_ptr, index_ptr, count_ptr, chosen_ptr, length_ptr, rows, row_stride,
     start, keep, m, tail, coverage, tiles, heads, cand_width, tiles_per_cand, cand_spans, chosen_stride, index_stride,
-    SPAN: tl.constexpr, IS_TAIL: tl.constexpr, ROWS: tl.constexpr, G: tl.constexpr, W: tl.constexpr, TILE: tl.constexpr,
+    SPAN: tl.constexpr, IS_TAIL: tl.constexpr, SHARES: tl.constexpr, ROWS: tl.constexpr, G: tl.constexpr,
+    W: tl.constexpr, TILE: tl.constexpr,
     LEAF: tl.constexpr, SPAN_TILE: tl.constexpr, SINKS: tl.constexpr, LOCAL: tl.constexpr, HAS_CENTRE: tl.constexpr,
     HAS_CAND: tl.constexpr, HAS_CHOSEN: tl.constexpr, HAS_COVERAGE: tl.constexpr, HAS_LENGTH: tl.constexpr,
 ):  # fmt: skip
     """Picks the best past leaves of a tile of one query head and writes their ids, ascending.
 
-    With SPAN, TILE is a span of tiles of SPAN_TILE tokens, and `mass` holds shares already: it picks candidates.
-    With IS_TAIL, programs are the tiles of the last `tail` queries, from the end, and `mass` holds shares too.
+    With SHARES, `mass` holds shares already, a row for each program. With SPAN, TILE is a span of tiles of SPAN_TILE
+    tokens: it picks candidates. With IS_TAIL, programs are the tiles of the last `tail` queries, from the end.
     The k-th best score is found by bisecting the bits of the (positive) floats: exact, deterministic, no sort.
     """
     t, s = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    mass_ptr += (s * tl.num_programs(0) + t) * row_stride if SPAN or IS_TAIL else 0
+    mass_ptr += (s * tl.num_programs(0) + t) * row_stride if SHARES else 0
     if HAS_LENGTH:
         m = tl.load(length_ptr + s // heads).to(tl.int32)
     if IS_TAIL:
@@ -74,7 +76,7 @@ def select_kernel(
     else:
         leaf = col
     valid = leaf < bound
-    if SPAN or IS_TAIL:
+    if SHARES:
         score = tl.load(mass_ptr + col, mask=leaf < own, other=0.0)
     else:
         i = t * ROWS + tl.arange(0, ROWS)
@@ -119,12 +121,14 @@ class KeyMap:
     """What is scored for the keys.
 
     Attributes:
-        code_KND: the keys themselves, or int8 signs (padded to whole leaves).
+        k_KND: the keys.
+        code_KND: the keys themselves, int8 signs (padded to whole leaves), or means of patches [K, patches, D].
         scale_KN: scale of each key's signs; None for keys.
-        mean_KBD: leaf means, where candidates or signs need them.
+        mean_KBD: leaf means, where candidates, signs or the means of patches need them.
         n: keys.
     """
 
+    k_KND: Tensor
     code_KND: Tensor
     scale_KN: Tensor | None
     mean_KBD: Tensor | None
@@ -164,8 +168,10 @@ def map_keys(k_KND: Tensor, config: HSAConfig) -> KeyMap:
     """One pass over the keys for means and codes; none at all where the keys themselves are all that is scored."""
     heads, n, dim = k_KND.shape
     sign = config.codes == "sign"
-    if not sign and not config.uses_candidates(n):
-        return KeyMap(k_KND, None, None, n)
+    if config.codes == "keys" and not config.uses_candidates(n):
+        return KeyMap(k_KND, k_KND, None, None, n)
+    if config.codes == "means":
+        return KeyMap(k_KND, _means(k_KND, config.patch), None, _means(k_KND, config.leaf), n)
     leaves = triton.cdiv(n, config.leaf)
     mean = torch.empty(heads, leaves, dim, device=k_KND.device, dtype=k_KND.dtype)
     code, scale = k_KND, None
@@ -177,7 +183,18 @@ def map_keys(k_KND: Tensor, config: HSAConfig) -> KeyMap:
         k_KND.stride(0), k_KND.stride(1), leaves, D=dim, BLOCK_D=next_power_of_2(dim), LEAF=config.leaf, SIGN=sign,
         num_warps=4,
     )  # fmt: skip
-    return KeyMap(code, scale, mean, n)
+    return KeyMap(k_KND, code, scale, mean, n)
+
+
+def _means(k_KND: Tensor, size: int) -> Tensor:
+    heads, n, dim = k_KND.shape
+    count = triton.cdiv(n, size)
+    mean = torch.empty(heads, count, dim, device=k_KND.device, dtype=k_KND.dtype)
+    summarise_kernel[(count, heads)](
+        k_KND, mean, mean, mean, mean, n, k_KND.stride(0), k_KND.stride(1), count, D=dim,
+        BLOCK_D=next_power_of_2(dim), LEAF=size, SIGN=False, num_warps=4,
+    )  # fmt: skip
+    return mean
 
 
 def select(
@@ -186,7 +203,6 @@ def select(
     scale: float,
     config: HSAConfig,
     *,
-    k_KND: Tensor | None = None,
     lengths_B: Tensor | None = None,
     want_map: bool = False,
 ) -> Selection:
@@ -196,7 +212,6 @@ def select(
         q_HMD: the last M of the N positions.
         keys: of `map_keys` with the same config.
         scale: factor of the scores.
-        k_KND: the keys, which the tail scores; needed where the map holds codes instead.
         lengths_B: queries (and keys) that each of B equal groups of heads really has; None: M.
         want_map: fill `chosen_HTB`.
     """
@@ -205,47 +220,25 @@ def select(
     groups, start, leaves = heads // k_heads, keys.n - m, triton.cdiv(keys.n, leaf)
     units, tiles, keep = triton.cdiv(m, unit), triton.cdiv(m, TILE), config.budget // leaf
     rows, factor = units * groups, scale * LOG2_E
-    code_k, scale_k = keys.code_KND, keys.scale_KN
-    sign = scale_k is not None
-    common = dict(G=groups, UNIT=unit, D=dim, BLOCK_D=next_power_of_2(dim), LEAF=leaf)
 
-    mean_q = torch.empty(k_heads, rows, dim, device=dev, dtype=q_HMD.dtype)
-    code_q = scale_q = mean_q
-    if sign:
-        code_q = torch.empty(k_heads, rows, dim, device=dev, dtype=torch.int8)
-        scale_q = torch.empty(k_heads, rows, device=dev, dtype=torch.float32)
-    unit_means_kernel[(triton.cdiv(units, 16), heads)](
-        q_HMD, _rotation(dim, q_HMD) if sign else mean_q, mean_q, code_q, scale_q, m, units, q_HMD.stride(0),
-        q_HMD.stride(1), factor, G=groups, D=dim, BLOCK_D=next_power_of_2(dim), UNIT=unit, SIGN=sign, num_warps=4,
-    )  # fmt: skip
-
-    has_cand = config.uses_candidates(keys.n)
+    sign, by_rows, has_cand = config.codes == "sign", config.codes == "means", config.uses_candidates(keys.n)
+    mean_q, code_q, scale_q = _unit_means(q_HMD, k_heads, factor, config)
     cand = cand_count = mean_q
     spans, width = 0, leaves
     if has_cand:
         cand, cand_count = _candidates(mean_q, keys, m, groups, factor, config)
         spans, width = cand.shape[1:]
-        score_tokens, blocks = config.span, spans
-    else:
-        score_tokens = max(TILE, min(4096, SCORE_ROWS // groups * unit) // TILE * TILE)
-        blocks = triton.cdiv(m, score_tokens)
-    per_block = score_tokens // unit
-    block_r = max(16, next_power_of_2(per_block * groups))
-    mass = torch.empty(k_heads, rows, triton.cdiv(width, 16) * 16, device=dev, dtype=torch.float32)
-    leaf_mass_kernel[(blocks, k_heads)](
-        code_q, scale_q, code_k, mass if scale_k is None else scale_k, cand, cand_count, mass, rows, mass.stride(1),
-        keys.n, code_k.stride(0), code_k.stride(1), 0 if scale_k is None else scale_k.stride(0), start, leaves, width,
-        factor, UNITS=per_block, BLOCK_R=block_r, TILE=TILE, STEP=max(1, 128 // leaf), HAS_CAND=has_cand,
-        SIGN=sign, STAGES=3, num_warps=4, num_stages=3, **common,
-    )  # fmt: skip
-    centre = mass
-    if sign:
-        centre = torch.empty_like(mass)
-        centre_mass_kernel[(blocks, k_heads)](
-            mean_q, keys.mean_KBD, cand, cand_count, centre, rows, centre.stride(1), leaves, start, width, factor,
-            UNITS=per_block, BLOCK_R=block_r, TILE=TILE, STEP=64, HAS_CAND=has_cand, num_warps=4, num_stages=3,
-            **common,
+    if by_rows:
+        mass = centre = torch.empty(heads * tiles, triton.cdiv(width, 16) * 16, device=dev, dtype=torch.float32)
+        per = leaf // config.patch
+        patch_share_kernel[(tiles, heads)](
+            q_HMD, keys.code_KND, keys.mean_KBD, cand, cand_count, mass, m, start, q_HMD.stride(0), q_HMD.stride(1),
+            leaves, keys.code_KND.shape[1], mass.stride(0), width, spans, config.span // TILE, factor, G=groups,
+            TILE=TILE, D=dim, BLOCK_D=next_power_of_2(dim), LEAF=leaf, PER=per, STEP=64 // per, HAS_CAND=has_cand,
+            num_warps=8, num_stages=3 if dim <= 128 else 1,
         )  # fmt: skip
+    else:
+        mass, centre = _unit_masses(mean_q, code_q, scale_q, keys, cand, cand_count, m, width, groups, factor, config)
 
     index = torch.empty(heads, tiles, keep, device=dev, dtype=torch.int32)
     count = torch.empty(heads, tiles, device=dev, dtype=torch.int32)
@@ -260,27 +253,72 @@ def select(
     )  # fmt: skip
     select_kernel[(tiles, heads)](
         mass, centre, cand, cand_count, index, count, count if chosen is None else chosen, lengths, rows,
-        mass.stride(1), start, keep, m, 0, config.coverage or 1.0, tiles, heads // batch, width, config.span // TILE,
-        spans, leaves, keep, SPAN=False, IS_TAIL=False, ROWS=per_tile, G=groups, W=w, HAS_CENTRE=sign,
+        mass.stride(-2), start, keep, m, 0, config.coverage or 1.0, tiles, heads // batch, width, config.span // TILE,
+        spans, leaves, keep, SPAN=False, IS_TAIL=False, SHARES=by_rows, ROWS=per_tile, G=groups, W=w, HAS_CENTRE=sign,
         HAS_CAND=has_cand, HAS_COVERAGE=config.coverage is not None,
         num_warps=_select_warps(w * max(1, per_tile // 2)), **forced,
     )  # fmt: skip
     if config.tail:
-        share = _tail_shares(q_HMD, keys.code_KND if k_KND is None else k_KND, keys.n, lengths_B, factor, config)
+        share = _tail_shares(q_HMD, keys.k_KND, lengths_B, factor, config)
         select_kernel[(share.shape[1], heads)](
             share, share, cand, cand_count, index, count, count if chosen is None else chosen, lengths, 0, leaves,
             start, keep, m, config.tail, 1.0, tiles, heads // batch, leaves, 1, 0, leaves, keep, SPAN=False,
-            IS_TAIL=True, ROWS=1, G=groups, W=_padded(leaves), HAS_CENTRE=False, HAS_CAND=False, HAS_COVERAGE=False,
-            num_warps=_select_warps(_padded(leaves)), **forced,
+            IS_TAIL=True, SHARES=True, ROWS=1, G=groups, W=_padded(leaves), HAS_CENTRE=False, HAS_CAND=False,
+            HAS_COVERAGE=False, num_warps=_select_warps(_padded(leaves)), **forced,
         )  # fmt: skip
     return Selection(index, count, chosen, mean_q, units)
 
 
-def _tail_shares(
-    q_HMD: Tensor, k_KND: Tensor, n: int, lengths_B: Tensor | None, factor: float, config: HSAConfig
-) -> Tensor:
-    """[H, E, leaves]: largest share of each leaf in any row of the E last tiles, counted from the end."""
+def _unit_means(q_HMD: Tensor, k_heads: int, factor: float, config: HSAConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean queries [K, R, D], and for signs the same rotated at 8 bits with their scales [K, R]."""
     heads, m, dim = q_HMD.shape
+    units, sign = triton.cdiv(m, config.unit), config.codes == "sign"
+    rows, dev = units * heads // k_heads, q_HMD.device
+    mean = torch.empty(k_heads, rows, dim, device=dev, dtype=q_HMD.dtype)
+    code = scale = mean
+    if sign:
+        code = torch.empty(k_heads, rows, dim, device=dev, dtype=torch.int8)
+        scale = torch.empty(k_heads, rows, device=dev, dtype=torch.float32)
+    unit_means_kernel[(triton.cdiv(units, 16), heads)](
+        q_HMD, _rotation(dim, q_HMD) if sign else mean, mean, code, scale, m, units, q_HMD.stride(0), q_HMD.stride(1),
+        factor, G=heads // k_heads, D=dim, BLOCK_D=next_power_of_2(dim), UNIT=config.unit, SIGN=sign, num_warps=4,
+    )  # fmt: skip
+    return mean, code, scale
+
+
+def _unit_masses(
+    mean_q: Tensor, code_q: Tensor, scale_q: Tensor, keys: KeyMap, cand: Tensor, cand_count: Tensor, m: int,
+    width: int, groups: int, factor: float, config: HSAConfig,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Log-masses of leaves or candidates for each unit [K, R, width], and for signs the part of the leaves' means."""
+    (k_heads, rows, dim), leaf, unit, n = mean_q.shape, config.leaf, config.unit, keys.n
+    start, leaves, sign, has_cand = n - m, triton.cdiv(n, leaf), config.codes == "sign", config.uses_candidates(n)
+    code_k, scale_k, dev = keys.code_KND, keys.scale_KN, mean_q.device
+    tokens = config.span if has_cand else max(TILE, min(4096, SCORE_ROWS // groups * unit) // TILE * TILE)
+    blocks, per_block = triton.cdiv(m, tokens), tokens // unit
+    common = dict(
+        UNITS=per_block, BLOCK_R=max(16, next_power_of_2(per_block * groups)), TILE=TILE, HAS_CAND=has_cand, G=groups,
+        UNIT=unit, D=dim, BLOCK_D=next_power_of_2(dim), LEAF=leaf, num_warps=4, num_stages=3,
+    )  # fmt: skip
+    mass = torch.empty(k_heads, rows, triton.cdiv(width, 16) * 16, device=dev, dtype=torch.float32)
+    leaf_mass_kernel[(blocks, k_heads)](
+        code_q, scale_q, code_k, mass if scale_k is None else scale_k, cand, cand_count, mass, rows, mass.stride(1), n,
+        code_k.stride(0), code_k.stride(1), 0 if scale_k is None else scale_k.stride(0), start, leaves, width, factor,
+        STEP=max(1, 128 // leaf), SIGN=sign, STAGES=3, **common,
+    )  # fmt: skip
+    centre = mass
+    if sign:
+        centre = torch.empty_like(mass)
+        centre_mass_kernel[(blocks, k_heads)](
+            mean_q, keys.mean_KBD, cand, cand_count, centre, rows, centre.stride(1), leaves, start, width, factor,
+            STEP=64, **common,
+        )  # fmt: skip
+    return mass, centre
+
+
+def _tail_shares(q_HMD: Tensor, k_KND: Tensor, lengths_B: Tensor | None, factor: float, config: HSAConfig) -> Tensor:
+    """[H, E, leaves]: largest share of each leaf in any row of the E last tiles, counted from the end."""
+    (heads, m, dim), n = q_HMD.shape, k_KND.shape[1]
     leaf, leaves, batch = config.leaf, triton.cdiv(n, config.leaf), 1 if lengths_B is None else lengths_B.shape[0]
     # Where the end is not known here, the tail may straddle one tile more.
     late = triton.cdiv(m, TILE) - max(0, m - config.tail) // TILE
@@ -316,9 +354,9 @@ def _candidates(
     count = torch.empty(k_heads, spans, device=mean_q.device, dtype=torch.int32)
     select_kernel[(spans, k_heads)](
         share, share, cand, count, cand, count, count, count, rows, leaves, start, width, m, 0, 1.0, spans, 1, 0, 1, 0,
-        0, width, SPAN=True, IS_TAIL=False, ROWS=1, G=groups, W=w, TILE=config.span, LEAF=leaf, SPAN_TILE=TILE,
-        SINKS=config.sinks // leaf, LOCAL=config.local // leaf, HAS_CENTRE=False, HAS_CAND=False, HAS_CHOSEN=False,
-        HAS_COVERAGE=False, HAS_LENGTH=False, num_warps=_select_warps(w),
+        0, width, SPAN=True, IS_TAIL=False, SHARES=True, ROWS=1, G=groups, W=w, TILE=config.span, LEAF=leaf,
+        SPAN_TILE=TILE, SINKS=config.sinks // leaf, LOCAL=config.local // leaf, HAS_CENTRE=False, HAS_CAND=False,
+        HAS_CHOSEN=False, HAS_COVERAGE=False, HAS_LENGTH=False, num_warps=_select_warps(w),
     )  # fmt: skip
     return cand, count
 
