@@ -3,11 +3,15 @@
     python benchmarks/hsa_cpu.py                      # about five minutes on a quiet machine
     python benchmarks/hsa_cpu.py --json results.json
     python benchmarks/hsa_cpu.py --busy --lengths 8   # on a machine in use: a first idea, nothing is recorded
+    python benchmarks/hsa_cpu.py --engine             # instead: the CPU engine at 8K, attention "hsa" against "full"
 
 fp32, causal, one sequence, random data, the default `HSAConfig`, selection included in every time. Random data do not
 change what HSA costs: every tile reads its whole budget. The baseline is scaled_dot_product_attention in the faster of
 its two forms, grouped heads or repeated ones (the repetition itself is not timed). Rounds interleave the sides; a
 sample during which anything else used more than 3 % of the machine is taken again.
+
+The engine's part reads a prompt of real text (the default model, 8,000 tokens, in 4 bits) and then computes the text's
+next tokens one by one, the same for both sides, so that their log-likelihoods can be compared too.
 """
 
 import argparse
@@ -18,16 +22,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from pydoc_data.topics import topics
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from cpu_sides.process import OTHERS_AT_MOST, TooBusyError
 from cpu_sides.side import Clock, pin
+from stille.engine.config import EngineConfig
+from stille.engine.cpu_executor import CpuExecutor
+from stille.engine.executor import StepInput
 from stille.kernels.hsa import HSAConfig, cpu, hsa_attention
 from stille.kernels.hsa import reference as ref
 from stille.ledger import Record, measure, render_table, write
+from stille.model.load import load_model, load_tokenizer
+from stille.model.store import DEFAULT_MODEL, resolve
 
 COMMAND = "python benchmarks/hsa_cpu.py"
 CONFIG = HSAConfig()
@@ -159,6 +170,91 @@ def attention(options: argparse.Namespace) -> list[Record]:
     return records
 
 
+PROMPT, FOLLOWING, CHUNK = 8000, 64, 500  # tokens
+
+
+class Reader:
+    """The CPU executor over one sequence."""
+
+    def __init__(self, threads: int, hsa: HSAConfig | None):
+        loaded = load_model(resolve(DEFAULT_MODEL), progress=False)
+        fields = {} if hsa is None else {"attention": "hsa", "hsa": hsa}
+        config = EngineConfig(dtype="int4", device="cpu", threads=threads, kv_cache_tokens=8192, **fields)
+        self.executor = CpuExecutor(loaded.model, config.resolve(loaded.config))
+        self.executor.warmup()
+
+    def read(self, ids: list[int], start: int) -> Tensor:
+        """Log-probabilities of what follows the last of the tokens."""
+        step = StepInput(
+            slots=np.zeros(1, np.int32),
+            starts=np.array([start], np.int32),
+            lengths=np.array([len(ids)], np.int32),
+            token_ids=np.array(ids, np.int64),
+            page_table=np.arange(1, 129, dtype=np.int32)[None],
+            sample=np.ones(1, bool),
+            num_decodes=int(len(ids) == 1),
+        )
+        return self.executor.forward(step, torch.tensor(ids))[0].double().log_softmax(-1)
+
+    def prompt(self, ids: list[int]) -> None:
+        for start in range(0, len(ids), CHUNK):
+            self.read(ids[start : start + CHUNK], start)
+
+    def follow(self, ids: list[int]) -> list[float]:
+        """Log-probability of each token of `ids` after PROMPT from the one before."""
+        rows = [self.read(ids[i - 1 : i], i - 1) for i in range(PROMPT + 1, len(ids))]
+        return [float(row[ids[i]]) for row, i in zip(rows, range(PROMPT + 1, len(ids)), strict=True)]
+
+
+def engine(options: argparse.Namespace) -> list[Record]:
+    tries = None if options.busy else options.tries
+    text = "\n".join(topics[name] for name in sorted(topics))
+    ids = load_tokenizer(resolve(DEFAULT_MODEL)).encode(text[:60_000])[: PROMPT + FOLLOWING + 1]
+    sides = {"full": Reader(options.threads, None)}
+    for budget in (CONFIG.budget, OTHER_BUDGET):
+        sides[str(budget)] = Reader(options.threads, HSAConfig(budget=budget))
+    check_engine(sides["full"], options.threads, ids)
+    reading: dict[str, float] = {}
+    for name, side in sides.items():
+        reading[name] = sample(partial(side.prompt, ids[:PROMPT]), tries).seconds
+        print(f"prompt of {PROMPT} tokens, {name:5s} {PROMPT / reading[name]:7.1f} tokens/s", flush=True)
+    clocks: dict[str, list[Clock]] = {name: [] for name in sides}
+    likelihood = {}
+    for _ in range(options.rounds):
+        for name, side in sides.items():
+            clocks[name].append(sample(partial(side.follow, ids), tries))
+    for name, side in sides.items():
+        likelihood[name] = statistics.mean(side.follow(ids))
+    rates = {name: FOLLOWING / statistics.median(clock.seconds for clock in taken) for name, taken in clocks.items()}
+    for name, rate in rates.items():
+        print(f"decode at {PROMPT} tokens, {name:5s} {rate:6.1f} tokens/s  {rate / rates['full']:.2f}x, mean "
+              f"log-likelihood of the text {likelihood[name]:.4f}", flush=True)  # fmt: skip
+    first, second = str(CONFIG.budget), str(OTHER_BUDGET)
+    return [
+        measure(
+            "hsa.cpu.engine.decode.8k", rates[first], "tokens/s", better="higher", command=f"{COMMAND} --engine",
+            baseline="our CPU engine, attention full", baseline_value=rates["full"], goal="ratio >= 1.0",
+            notes=f"Decode steps of the default model in int4 after {PROMPT} tokens on {options.threads} threads, "
+            f"attention hsa, budget {first}; with budget {second}: {rates[second]:.1f} tokens/s. Reading the prompt: "
+            f"{PROMPT / reading[first]:.0f} ({first}), {PROMPT / reading[second]:.0f} ({second}) and "
+            f"{PROMPT / reading['full']:.0f} (full) tokens/s. Mean log-likelihood of the {FOLLOWING} tokens of text "
+            f"that follow: {likelihood[first]:.3f}, {likelihood[second]:.3f} and {likelihood['full']:.3f}. Median of "
+            f"{options.rounds} rounds.",
+        )
+    ]  # fmt: skip
+
+
+def check_engine(full: Reader, threads: int, ids: list[int]) -> None:
+    """A budget for everything changes nothing; a small one does."""
+    ids = ids[:3000]
+    want = full.read(ids, 0)
+    if not torch.equal(Reader(threads, HSAConfig(budget=8192)).read(ids, 0), want):
+        raise Failure("a budget for everything does not give the numbers of full attention")
+    if torch.equal(Reader(threads, HSAConfig(budget=1024)).read(ids, 0), want):
+        raise Failure("a small budget gives the numbers of full attention: nothing is sparse")
+    print("check  engine: a budget for everything is full attention bit for bit, a small one is not", flush=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--json", type=Path, help="merge the records into this ledger file")
@@ -166,12 +262,13 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="three at most from 32K on")
     parser.add_argument("--lengths", type=int, nargs="+", default=[8, 32], help="thousands of tokens")
     parser.add_argument("--tries", type=int, default=30, help="for each sample, while other programs disturb")
+    parser.add_argument("--engine", action="store_true", help="measure the CPU engine instead")
     parser.add_argument("--busy", action="store_true", help="take every sample; nothing is recorded")
     options = parser.parse_args()
     pin(options.threads)
     torch.set_num_threads(options.threads)
     try:
-        records = attention(options)
+        records = engine(options) if options.engine else attention(options)
     except Failure as wrong:
         print(f"WRONG: {wrong}; nothing is recorded", file=sys.stderr)
         return 1
