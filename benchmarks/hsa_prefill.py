@@ -106,6 +106,8 @@ def check() -> None:
             ("candidates", HSAConfig(budget=1024, dense_below=0, candidates=2048, candidates_from=0)),
             ("leaf 32, pointers", HSAConfig(budget=1024, dense_below=0, leaf=32)),
             ("residual", HSAConfig(budget=1024, dense_below=0, residual=True)),
+            ("means", HSAConfig(budget=1024, dense_below=0, codes="means")),
+            ("means, candidates", HSAConfig(1024, codes="means", dense_below=0, candidates=2048, candidates_from=0)),
         ):
             check_selected(f"hd{dim}, {name}, on the leaves it selected", q, k, v, config)
 
@@ -216,7 +218,7 @@ def prefill(records: list[Record]) -> list[str]:
                     notes=f"Attention of {thousands}K tokens, head width {dim}, forward, "
                     + (f"selection ({chosen:.2f} ms) included. " if sparse else "attended in full at this length. ")
                     + f"bf16, causal, {HEADS}/{KV_HEADS} heads, budget {CONFIG.budget}, leaf {CONFIG.leaf}, unit "
-                    f"{CONFIG.unit}, tail {CONFIG.tail}; exact part by {kernel}; medians, both replayed from graphs. "
+                    f"{CONFIG.unit}, codes {CONFIG.codes}, tail {CONFIG.tail}; exact part by {kernel}; medians, both replayed from graphs. "
                     f"Random data: a speed, not an accuracy.{also}",
                 )
             )  # fmt: skip
@@ -311,6 +313,7 @@ def slope(records: list[Record]) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--budget", type=int, help=f"keys of a tile; default: {HSAConfig().budget}")
+    parser.add_argument("--codes", choices=["keys", "sign", "means"], help=f"default: {HSAConfig().codes}")
     parser.add_argument("--json", type=Path, help="write the records there")
     parser.add_argument(
         "--only", nargs="*", choices=["check", "prefill", "slope", "sweep"], help="stages; default: the first 3"
@@ -318,9 +321,9 @@ def main() -> int:
     chosen = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("torch sees no CUDA device")
-    if chosen.budget:
+    if chosen.budget or chosen.codes:
         global CONFIG
-        CONFIG = HSAConfig(budget=chosen.budget)
+        CONFIG = HSAConfig(budget=chosen.budget or CONFIG.budget, codes=chosen.codes or CONFIG.codes)
     stages = chosen.only or ["check", "prefill", "slope"]
     begin, records, lines = time.perf_counter(), [], []
     try:
