@@ -218,7 +218,8 @@ def prefill(records: list[Record]) -> list[str]:
                     notes=f"Attention of {thousands}K tokens, head width {dim}, forward, "
                     + (f"selection ({chosen:.2f} ms) included. " if sparse else "attended in full at this length. ")
                     + f"bf16, causal, {HEADS}/{KV_HEADS} heads, budget {CONFIG.budget}, leaf {CONFIG.leaf}, unit "
-                    f"{CONFIG.unit}, codes {CONFIG.codes}, tail {CONFIG.tail}; exact part by {kernel}; medians, both replayed from graphs. "
+                    f"{CONFIG.unit}, codes {CONFIG.codes}, tail {CONFIG.tail}; exact part by {kernel}; medians, both "
+                    "replayed from graphs. "
                     f"Random data: a speed, not an accuracy.{also}",
                 )
             )  # fmt: skip
