@@ -1,6 +1,7 @@
 """Sparse attention in the CPU executor: its rule in plain torch, and what may not change a bit of an answer."""
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,11 @@ from stille.engine.cpu_executor import CpuExecutor
 from stille.engine.executor import StepInput
 from stille.engine.sampling_params import SamplingParams
 from stille.errors import ConfigError
-from stille.kernels.cpu import Target, formats
+from stille.kernels.cpu import KeyBudget, Target, formats
 from stille.kernels.hsa import HSAConfig
 from stille.model import LoadedModel, StilleConfig, StilleForCausalLM
 
-SPARSE = HSAConfig(budget=384, sinks=64, local=64)  # 6 pages: one sink, one local, the row's own, three by choice
+SPARSE = HSAConfig(budget=384, sinks=64, local=64)  # in leaves of 16 keys
 FULL = HSAConfig(budget=1536)
 PAGES = 24  # of a sequence in these tests, at most
 
@@ -84,31 +85,30 @@ def whole(ex, ids: list[int], first_page: int = 1) -> torch.Tensor:
 class Rule:
     """The rule of kernels/cpu/sparse.py over one sequence from its beginning."""
 
-    def __init__(self, keep: int, sinks: int, local: int):
-        self.keep, self.sinks, self.local = keep, sinks, local
-        self.left = 0  # pages that rows left out
+    def __init__(self, leaf: int, budget: int, always: int):
+        self.leaf, self.keep, self.sinks, self.local = leaf, budget // leaf, always // leaf, always // leaf
+        self.left = 0  # leaves that rows left out
 
     def attend(self, layer, q_NHD, k_NKD, v_NKD, scale):
         n, heads, kv_heads = *q_NHD.shape[:2], k_NKD.shape[1]
-        group, full = heads // kv_heads, n // 64
-        pages = k_NKD[: full * 64].unflatten(0, (full, 64))
-        mean = pages.mean(1)
-        high, low = (pages.amax(1) + mean) / 2, (pages.amin(1) + mean) / 2
+        group, full = heads // kv_heads, n // self.leaf
+        leaves = k_NKD[: full * self.leaf].unflatten(0, (full, self.leaf))
+        mean = leaves.mean(1)
+        high, low = (leaves.amax(1) + mean) / 2, (leaves.amin(1) + mean) / 2
         high, low = (x.repeat_interleave(group, 1) for x in (high, low))
         q = q_NHD * scale
         scores = torch.einsum("nhd,fhd->nhf", q.clamp(min=0), high) + torch.einsum("nhd,fhd->nhf", q.clamp(max=0), low)
-        own, page = torch.arange(n)[:, None] // 64, torch.arange(full)[None]
-        past = page < own
+        own, leaf = torch.arange(n)[:, None] // self.leaf, torch.arange(full)[None]
+        past = leaf < own
         share = scores.masked_fill(~past[:, None], -1e30).softmax(-1).unflatten(1, (kv_heads, group)).sum(2)
-        free = past & (page >= self.sinks) & (page < own - self.local)
+        free = past & (leaf >= self.sinks) & (leaf < own - self.local)
         order = share.masked_fill(~free[:, None], -1).argsort(dim=-1, descending=True, stable=True)
         need = self.keep - (own + 1 - free.sum(-1, keepdim=True))
         chosen = ~free[:, None] | (order.argsort(-1) < need[:, None])
         chosen |= (own + 1 <= self.keep)[:, None]
         self.left += int((~chosen).sum())
-        pages_of = torch.arange(n) // 64
-        reads = torch.ones(n, kv_heads, n, dtype=torch.bool)  # the last, partial page is nobody's choice
-        reads[:, :, : full * 64] = chosen[:, :, pages_of[: full * 64]]
+        reads = torch.ones(n, kv_heads, n, dtype=torch.bool)  # the last, partial leaf is nobody's choice
+        reads[:, :, : full * self.leaf] = chosen.repeat_interleave(self.leaf, -1)
         reads &= torch.ones(n, n, dtype=torch.bool).tril()[:, None]
         k, v = (x.repeat_interleave(group, 1) for x in (k_NKD, v_NKD))
         weights = torch.einsum("nhd,mhd->nhm", q, k)
@@ -134,25 +134,27 @@ def on_quantised_numbers(model: StilleForCausalLM) -> StilleForCausalLM:
     return model
 
 
+@pytest.mark.parametrize("leaf", [16, 32, 64])
 @torch.inference_mode()
-def test_logits_follow_the_rule(model):
-    """One layer: in a deeper one, an activation on the edge of its grid decides about pages, and all after differs."""
+def test_logits_follow_the_rule(model, leaf):
+    """One layer: in a deeper one, an activation on the edge of its grid decides about leaves, and all after differs."""
     shallow = copy.deepcopy(model)
     shallow.model.layers = shallow.model.layers[:1]
     shallow.config.num_hidden_layers = 1
-    ours, plain = executor(shallow, SPARSE, "int8", Target(kv="f32")), on_quantised_numbers(shallow)
-    errors, distances, rule = [], [], Rule(6, 1, 1)
+    ours = executor(shallow, dataclasses.replace(SPARSE, decode_leaf=leaf), "int8", Target(kv="f32"))
+    plain = on_quantised_numbers(shallow)
+    errors, distances, rule = [], [], Rule(leaf, 384, 64)
     for i, length in enumerate((300, 384, 385, 448, 449, 520, 577, 650, 704, 900)):
         ids = tokens(length, i)
         hidden = plain.forward_tokens(torch.tensor(ids), torch.arange(length), rule)
         want = plain.compute_logits(hidden[-1:])[0]
-        everything = plain.forward_tokens(torch.tensor(ids), torch.arange(length), Rule(99, 1, 1))
+        everything = plain.forward_tokens(torch.tensor(ids), torch.arange(length), Rule(leaf, 6400, 64))
         dense = plain.compute_logits(everything[-1:])[0]
         errors.append(float((whole(ours, ids) - want).norm() / want.norm()))
         distances.append(float((dense - want).norm() / want.norm()))
     assert rule.left > 0
     assert np.median(errors) < 1e-5, errors
-    assert np.median(distances[3:]) > 1e-2, "full attention would be told from it"
+    assert np.median(distances[4:]) > 1e-2, "full attention would be told from it"
 
 
 def test_a_budget_for_everything_is_full_attention_bit_for_bit(model, full):
@@ -173,9 +175,21 @@ def test_within_the_budget_it_is_full_attention_bit_for_bit_and_beyond_it_is_not
     assert not torch.equal(whole(shared, ids), whole(full, ids))
 
 
-@settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 2**31), count=st.integers(1, 5), longest=st.sampled_from([450, 1100]))
-def test_logits_are_the_same_alone_in_chunks_and_in_any_batch(shared, seed, count, longest):
+@pytest.fixture(scope="module")
+def by_leaf(model, shared):
+    coarser = (dataclasses.replace(SPARSE, decode_leaf=leaf) for leaf in (32, 64))
+    return {16: shared, **{hsa.decode_leaf: executor(model, hsa, threads=2) for hsa in coarser}}
+
+
+@settings(max_examples=24, deadline=None)
+@given(
+    leaf=st.sampled_from([16, 32, 64]),
+    seed=st.integers(0, 2**31),
+    count=st.integers(1, 5),
+    longest=st.sampled_from([450, 1100]),
+)
+def test_logits_are_the_same_alone_in_chunks_and_in_any_batch(by_leaf, leaf, seed, count, longest):
+    shared = by_leaf[leaf]
     rng = np.random.default_rng(seed)
     prompts = [tokens(int(rng.integers(1, longest + 1)), seed + i) for i in range(count)]
     alone = [whole(shared, ids) for ids in prompts]
@@ -205,7 +219,7 @@ def test_decoding_a_long_context_equals_the_prompt_in_one_piece(shared, length):
     assert torch.equal(forward(shared, [(ids[-1:], length - 1, pages)])[0], want)
 
 
-def test_more_pages_than_a_word_has_bits(model):
+def test_more_leaves_than_a_word_has_bits(model):
     """And memory that grows with the first long sequence; pages of a sequence lie anywhere."""
     ex = executor(model, SPARSE, max_model_len=5120, threads=2)
     want_short, ids = whole(ex, tokens(500, 3)), tokens(4500, 4)
@@ -231,9 +245,10 @@ def test_pages_are_reused_whatever_they_held(model, shared):
     assert torch.equal(whole(shared, short, first_page=4), fresh)
 
 
-def test_a_budget_too_small_for_pages_is_refused(model):
-    with pytest.raises(ConfigError, match="at least 192 keys"):
-        executor(model, HSAConfig(budget=176, leaf=16, sinks=16, local=16))
+@pytest.mark.parametrize(("sizes", "says"), [((64, 3, 2, 1), "at least 256 keys"), ((48, 9, 1, 1), "leaf is 48")])
+def test_impossible_budgets_are_refused(sizes, says):
+    with pytest.raises(ConfigError, match=says):
+        KeyBudget(*sizes)
 
 
 # In the engine

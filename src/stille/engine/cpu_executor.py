@@ -2,7 +2,7 @@
 
 Every row of a step, prompt or decode, goes through the same kernels, and a row's logits do not depend on what else is
 in the step: a greedy answer is the same alone, batched, chunked or from cached prefixes, bit for bit. That holds with
-attention "hsa" too: each row, of a prompt or not, chooses the pages that it reads by its own query.
+attention "hsa" too: each row, of a prompt or not, chooses what it reads by its own query.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stille.engine.config import PAGE_SIZE, EngineConfig, plan_pages
+from stille.engine.config import EngineConfig, plan_pages
 from stille.engine.executor import StepInput
 from stille.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
-    from stille.kernels.cpu import CpuDecoder, DecoderShape, LayerTensors, PageBudget, Target
+    from stille.kernels.cpu import CpuDecoder, DecoderShape, KeyBudget, LayerTensors, Target
     from stille.kernels.hsa import HSAConfig
     from stille.model import StilleForCausalLM
 
@@ -41,7 +41,7 @@ class CpuExecutor:
         target: instruction set and cache element type; None takes the host's best.
 
     Raises:
-        ConfigError: the budget of attention "hsa" is too small for pages.
+        ConfigError: the budget of attention "hsa" is too small.
         UnsupportedError: a layer kind or size without kernels, no numba, no POSIX threads.
     """
 
@@ -55,8 +55,8 @@ class CpuExecutor:
         shape, target = _shape(model, _BITS[config.dtype]), target or Target()
         self.device = torch.device("cpu")
         self.vocab_size, self.async_depth = shape.vocab, 0
-        budget = None if config.hsa is None else _page_budget(config.hsa)
-        self.num_pages = plan_pages(config, shape.page_bytes(target, sparse=budget is not None), self.device)
+        budget = None if config.hsa is None else _key_budget(config.hsa)
+        self.num_pages = plan_pages(config, shape.page_bytes(target, budget), self.device)
         cos_TD, sin_TD = model.model.rope_table(config.max_model_len)
         self.decoder = CpuDecoder(shape, self.num_pages, target, config.threads or torch.get_num_threads(), budget)
         _load(self.decoder, model, cos_TD, sin_TD)
@@ -72,14 +72,15 @@ class CpuExecutor:
         return self.decoder.forward(step.starts, step.lengths, ids_N.numpy(), step.page_table, step.sample)
 
 
-def _page_budget(hsa: HSAConfig) -> PageBudget:
-    """Sizes in pages: the budget is not exceeded, sinks and window are not cut short.
+def _key_budget(hsa: HSAConfig) -> KeyBudget:
+    """Sizes in leaves: the budget is not exceeded, sinks and window are not cut short.
 
     The rest of the configuration shapes the tiles of other kernels; here every row chooses alone.
     """
-    from stille.kernels.cpu import PageBudget
+    from stille.kernels.cpu import KeyBudget
 
-    return PageBudget(hsa.budget // PAGE_SIZE, -(-hsa.sinks // PAGE_SIZE), -(-hsa.local // PAGE_SIZE))
+    leaf = hsa.decode_leaf
+    return KeyBudget(leaf, hsa.budget // leaf, -(-hsa.sinks // leaf), -(-hsa.local // leaf))
 
 
 def _shape(model: StilleForCausalLM, bits: int) -> DecoderShape:

@@ -8,6 +8,6 @@
 
 from stille.kernels.cpu.decoder import CpuDecoder, DecoderShape, LayerTensors
 from stille.kernels.cpu.simd import Target, host_isas
-from stille.kernels.cpu.sparse import PageBudget
+from stille.kernels.cpu.sparse import KeyBudget
 
-__all__ = ["CpuDecoder", "DecoderShape", "LayerTensors", "PageBudget", "Target", "host_isas"]
+__all__ = ["CpuDecoder", "DecoderShape", "LayerTensors", "KeyBudget", "Target", "host_isas"]

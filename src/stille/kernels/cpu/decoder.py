@@ -18,7 +18,7 @@ from stille.errors import ConfigError, UnsupportedError
 from stille.kernels.cpu import formats, step
 from stille.kernels.cpu import job as J
 from stille.kernels.cpu.simd import Target
-from stille.kernels.cpu.sparse import PageBudget, scratch_bytes, summary_bytes
+from stille.kernels.cpu.sparse import KeyBudget
 from stille.kernels.cpu.team import team_for
 from stille.kernels.cpu.tiles import kernels
 
@@ -71,10 +71,10 @@ class DecoderShape:
     def qkv_features(self) -> int:
         return (self.heads + 2 * self.kv_heads) * self.head_dim
 
-    def page_bytes(self, target: Target, sparse: bool = False) -> int:
+    def page_bytes(self, target: Target, budget: KeyBudget | None = None) -> int:
         """Bytes of one cache page over all layers, keys, values and the summaries of sparse attention together."""
         cache = 2 * self.kv_heads * J.PAGE * self.head_dim * (2 if target.kv == "f16" else 4)
-        return self.layers * (cache + (summary_bytes(self.kv_heads, self.head_dim) if sparse else 0))
+        return self.layers * (cache + (0 if budget is None else budget.summary_bytes(self.kv_heads, self.head_dim)))
 
 
 @dataclass
@@ -109,7 +109,7 @@ class CpuDecoder:
         num_pages: pages of the cache; page 0 takes no special part here.
         target: what to compile for.
         threads: threads of a step, the caller's included.
-        budget: pages that a row may read; None: all.
+        budget: keys that a row may read; None: all.
 
     Raises:
         ConfigError: a count is not positive.
@@ -122,7 +122,7 @@ class CpuDecoder:
         num_pages: int,
         target: Target | None = None,
         threads: int = 1,
-        budget: PageBudget | None = None,
+        budget: KeyBudget | None = None,
     ):
         if num_pages < 1 or threads < 1:
             raise ConfigError(f"a decoder needs at least one page and one thread, got {num_pages} and {threads}")
@@ -139,7 +139,7 @@ class CpuDecoder:
             self._table[layer, J.KEYS] = self.cache[layer, 0].ctypes.data
             self._table[layer, J.VALUES] = self.cache[layer, 1].ctypes.data
         if budget is not None:
-            self._summaries = _pages(shape.layers * num_pages * summary_bytes(shape.kv_heads, shape.head_dim))
+            self._summaries = _pages(shape.layers * num_pages * budget.summary_bytes(shape.kv_heads, shape.head_dim))
             for layer, part in enumerate(self._summaries.reshape(shape.layers, -1)):
                 self._table[layer, J.SUMMARIES] = part.ctypes.data
         s = shape
@@ -285,8 +285,9 @@ class CpuDecoder:
                 self._partials = formats.aligned_bytes(size + size // 2)
         job = self._job
         if self.budget is not None:
-            full = np.ascontiguousarray(row_pages[positions % J.PAGE == J.PAGE - 1])
-            job[J.FULL_PAGES], job[J.FULL_PAGE_COUNT] = full.ctypes.data, len(full)
+            last = positions % self.budget.leaf == self.budget.leaf - 1  # keys that complete a leaf
+            full = row_pages[last] * self.budget.leaves + positions[last] % J.PAGE // self.budget.leaf
+            job[J.FULL_LEAVES], job[J.FULL_LEAF_COUNT] = full.ctypes.data, len(full)
             self._make_room(table.shape[1])
         job[J.ROWS], job[J.THREADS] = len(ids), self.threads
         job[J.IDS], job[J.POSITIONS] = ids.ctypes.data, positions.ctypes.data
@@ -308,7 +309,7 @@ class CpuDecoder:
             self._keep.append(self._buffer(entry, MAX_ROWS, row_bytes))
         self._selected = self._buffer(J.X_SELECTED, 32, self._x_bytes)
         record = J.RECORD_HEADER + s.head_dim
-        self._scratch_least = max(4 * J.TILE_VECTORS * (s.head_dim + J.PAGE + 2 * record + 2), 256 * J.ROW_TILE)
+        self._scratch_least = max(4 * J.TILE_VECTORS * (s.head_dim + J.PAGE + 2 * record + 3), 256 * J.ROW_TILE)
         self._make_room(0)
         self._keep.append(self._buffer(J.COUNTERS, step.stage_count(s.layers), step.COUNTER_BYTES))
         self._keep.append(self._buffer(J.ZEROS, 1, 64))
@@ -324,15 +325,15 @@ class CpuDecoder:
         ):  # fmt: skip
             job[entry] = value
         if self.budget is not None:
-            job[J.KEEP_PAGES], job[J.SINK_PAGES] = self.budget.keep, self.budget.sinks
-            job[J.LOCAL_PAGES] = self.budget.local
+            job[J.LEAVES], job[J.KEEP_LEAVES] = self.budget.leaves, self.budget.keep
+            job[J.SINK_LEAVES], job[J.LOCAL_LEAVES] = self.budget.sinks, self.budget.local
 
     def _make_room(self, pages: int) -> None:
         """Scratch memory for sequences of so many pages, and room for what sparse attention chooses among them."""
         size = self._scratch_least
         if self.budget is not None:
-            size = max(size, scratch_bytes(self.shape.head_dim, pages))
-            words = -(-pages // 64)
+            size = max(size, self.budget.scratch_bytes(self.shape.head_dim, pages))
+            words = -(-pages * self.budget.leaves // 64)
             if words > self._job[J.SELECTION_WORDS]:
                 self._selection = self._buffer(J.SELECTION, MAX_ROWS * self.shape.kv_heads, 8 * words)
                 self._job[J.SELECTION_WORDS] = words

@@ -51,14 +51,15 @@ them once and a few per step. All floats are float32 unless said otherwise; row 
     LOGITS,          # [S, 16 HEAD_BLOCKS]
     THREADS,
     # sparse attention, see sparse.py
-    KEEP_PAGES,      # pages that a row reads; 0: all
-    SINK_PAGES, LOCAL_PAGES,
-    FULL_PAGES,      # int32[FULL_PAGE_COUNT], pages that this step fills
-    FULL_PAGE_COUNT,
-    SELECTION,       # bits int64[T, Hkv, SELECTION_WORDS], by the page's number in the sequence
+    LEAVES,          # of a page; 0: every row reads everything
+    KEEP_LEAVES,     # that a row reads
+    SINK_LEAVES, LOCAL_LEAVES,
+    FULL_LEAVES,     # int32[FULL_LEAF_COUNT], page x LEAVES + leaf, those that this step fills
+    FULL_LEAF_COUNT,
+    SELECTION,       # bits int64[T, Hkv, SELECTION_WORDS], by the leaf's number in the sequence
     SELECTION_WORDS,
     JOB_FIELDS,
-) = range(51)
+) = range(52)
 
 (
     ATTENTION_NORM,  # [C]
@@ -71,7 +72,7 @@ them once and a few per step. All floats are float32 unless said otherwise; row 
     GATE_WEIGHT, UP_WEIGHT, DOWN_WEIGHT,  # packed
     KEYS,            # cache elements [pages, Hkv, D, 64]
     VALUES,          # cache elements [pages, Hkv, 64, D]
-    SUMMARIES,       # [pages, Hkv, 2, D], or 0
+    SUMMARIES,       # [pages, Hkv, LEAVES, 2, D], or 0
     LAYER_FIELDS,
 ) = range(15)
 

@@ -5,8 +5,8 @@ need no horizontal additions. Softmax is taken page by page with a running maxim
 is closed and merged into the total. The boundaries depend on positions only, so it does not matter, bit for bit,
 whether the pieces of a row were computed by one thread (prefill) or by several (decode of a long context).
 
-With sparse attention (`sparse.py`) a row skips pages: for the row they are as if they held nothing, so neither rows of
-its tile that read them nor the empty pieces change its result.
+With sparse attention (`sparse.py`) a row leaves out parts of pages, quarters of 16 keys: for the row they are as if
+they held nothing, so neither rows of its tile that read them nor empty pieces change its result.
 
 A record is [maximum, sum, 14 unused, D accumulated values].
 """
@@ -34,9 +34,11 @@ from stille.kernels.cpu.simd import (
     vexp,
     vmax,
 )
+from stille.kernels.cpu.sparse import read_in_page, read_in_split
 from stille.kernels.cpu.tiles import call_kernel
 
 _NOTHING = -1e30  # below every score; finite, so that differences of two of them are numbers
+_ALL = 15  # quarters of a page
 
 
 @inner
@@ -69,25 +71,29 @@ def _write(record, dim, out):
 
 
 @inner
-def _softmax_page(scores, limit, record, alpha):
-    """Scores of a page -> weights, in place; only the first `limit` tokens are visible."""
-    if limit <= 0:
+def _softmax_page(scores, limit, quarters, record, alpha):
+    """Scores of a page -> weights, in place; only the first `limit` tokens are visible, and of these what is in one of
+    the `quarters`, bits."""
+    if limit <= 0 or quarters == 0:
         zero = broadcast(0.0)
         for i in range(0, 256, 64):
             store(scores + i, zero)
         store_f32(alpha, 1.0)
         return
     a, b, c, d = load(scores), load(scores + 64), load(scores + 128), load(scores + 192)
-    if limit < J.PAGE:
-        a, b = keep_first(a, limit, _NOTHING), keep_first(b, limit - 16, _NOTHING)
-        c, d = keep_first(c, limit - 32, _NOTHING), keep_first(d, limit - 48, _NOTHING)
+    whole = limit >= J.PAGE and quarters == _ALL
+    keep_a, keep_b = limit * (quarters & 1), (limit - 16) * (quarters >> 1 & 1)
+    keep_c, keep_d = (limit - 32) * (quarters >> 2 & 1), (limit - 48) * (quarters >> 3 & 1)
+    if not whole:
+        a, b = keep_first(a, keep_a, _NOTHING), keep_first(b, keep_b, _NOTHING)
+        c, d = keep_first(c, keep_c, _NOTHING), keep_first(d, keep_d, _NOTHING)
     old = load_f32(record)
     peak = max(old, max_lanes(vmax(vmax(a, b), vmax(c, d))))
     peaks = broadcast(peak)
     a, b, c, d = vexp(sub(a, peaks)), vexp(sub(b, peaks)), vexp(sub(c, peaks)), vexp(sub(d, peaks))
-    if limit < J.PAGE:
-        a, b = keep_first(a, limit, 0.0), keep_first(b, limit - 16, 0.0)
-        c, d = keep_first(c, limit - 32, 0.0), keep_first(d, limit - 48, 0.0)
+    if not whole:
+        a, b = keep_first(a, keep_a, 0.0), keep_first(b, keep_b, 0.0)
+        c, d = keep_first(c, keep_c, 0.0), keep_first(d, keep_d, 0.0)
     store(scores, a)
     store(scores + 64, b)
     store(scores + 128, c)
@@ -96,21 +102,6 @@ def _softmax_page(scores, limit, record, alpha):
     store_f32(alpha, shrink)
     store_f32(record, peak)
     store_f32(record + 4, load_f32(record + 4) * shrink + sum_lanes(add(add(a, b), add(c, d))))
-
-
-@inner
-def _reads(selection, number):
-    """Whether a row reads a page of its sequence."""
-    return field(selection, number // 64) >> number % 64 & 1
-
-
-@inner
-def _reads_in_split(selection, stride, rows, split):
-    """Bits of the pages of a split that any of the rows reads; a word holds whole splits."""
-    first, bits = split * J.SPLIT_PAGES, 0
-    for r in range(rows):
-        bits |= field(selection + r * stride, first // 64) >> first % 64
-    return bits & ((1 << J.SPLIT_PAGES) - 1)
 
 
 @inner
@@ -132,7 +123,7 @@ def attend_item(target, job, layer, item, scratch):
     pieces = scores + 4 * J.PAGE * J.TILE_VECTORS
     totals = pieces + record_bytes * J.TILE_VECTORS
     alpha = totals + record_bytes * J.TILE_VECTORS
-    zeros = alpha + 4 * J.TILE_VECTORS
+    zeros, ones = alpha + 4 * J.TILE_VECTORS, alpha + 8 * J.TILE_VECTORS
     stride = 4 * dim * (heads + 2 * kv_heads)
     source = field(job, J.QKV) + first * stride + 4 * dim * group * kv_head
     for r in range(rows):
@@ -140,42 +131,65 @@ def attend_item(target, job, layer, item, scratch):
             store(q + 4 * dim * group * r + i, load(source + r * stride + i))
     for i in range(0, 4 * J.TILE_VECTORS, 64):
         store(zeros + i, broadcast(0.0))
+        store(ones + i, broadcast(1.0))
     for v in range(vectors):
         _clear(totals + v * record_bytes, dim)
 
     kernel, partial = field(job, J.ATTEND), load_i32(field(job, J.ROW_PARTIALS) + 4 * first)
-    sparse = field(job, J.KEEP_PAGES) > 0
-    choice_stride = 8 * field(job, J.SELECTION_WORDS) * kv_heads
-    choice = field(job, J.SELECTION) + first * choice_stride + 8 * field(job, J.SELECTION_WORDS) * kv_head
+    leaves, words = field(job, J.LEAVES), field(job, J.SELECTION_WORDS)
+    choice_stride = 8 * words * kv_heads
+    choice = field(job, J.SELECTION) + 8 * words * (first * kv_heads + kv_head)
     for split in range(split_begin, split_end):
-        read = (1 << J.SPLIT_PAGES) - 1
-        if sparse:
-            read = _reads_in_split(choice, choice_stride, rows, split)
-            if read == 0 and partial < 0:
-                continue
+        if leaves > 0 and partial < 0 and not read_in_split(choice, choice_stride, rows, split, leaves):
+            continue
         for v in range(vectors):
             _clear(pieces + v * record_bytes, dim)
         for number in range(split * J.SPLIT_PAGES, min((split + 1) * J.SPLIT_PAGES, (end - 1) // J.PAGE + 1)):
-            if read >> (number - split * J.SPLIT_PAGES) & 1 == 0:
-                continue
+            read = _ALL
+            if leaves > 0:
+                read = 0
+                for r in range(rows):
+                    read |= read_in_page(choice + r * choice_stride, number, leaves)
+                if read == 0:
+                    continue
             page = load_i32(pages + 4 * number)
             shift = (page * kv_heads + kv_head) * dim * J.PAGE * size
             keys, values = field(layer, J.KEYS) + shift, field(layer, J.VALUES) + shift
-            prefetch_span(values, dim * J.PAGE * size)
-            call_kernel(kernel, vectors, J.PAGE, q, 4 * dim, dim, keys, J.PAGE * size, zeros, scores, 4 * J.PAGE)
+            quarter = 0
+            while quarter < 4:  # runs of neighbouring quarters
+                begin = quarter
+                while quarter < 4 and read >> quarter & 1:
+                    quarter += 1
+                columns = 16 * (quarter - begin)
+                if columns > 0:
+                    prefetch_span(values + 16 * begin * dim * size, columns * dim * size)
+                    at, line = scores + 64 * begin, keys + 16 * begin * size
+                    call_kernel(kernel, vectors, columns, q, 4 * dim, dim, line, J.PAGE * size, zeros, at, 4 * J.PAGE)
+                quarter += 1
             for r in range(rows):
-                limit = position + r + 1 - number * J.PAGE
-                if sparse and _reads(choice + r * choice_stride, number) == 0:
-                    limit = 0
+                limit, quarters = position + r + 1 - number * J.PAGE, _ALL
+                if leaves > 0:
+                    quarters = read_in_page(choice + r * choice_stride, number, leaves)
                 for v in range(r * group, (r + 1) * group):
-                    _softmax_page(scores + 4 * J.PAGE * v, limit, pieces + record_bytes * v, alpha + 4 * v)
-            if (number + 1) * J.PAGE < end and (not sparse or _reads(choice, number + 1) != 0):
+                    _softmax_page(
+                        scores + 4 * J.PAGE * v, limit, quarters, pieces + record_bytes * v, alpha + 4 * v
+                    )  # fmt: skip
+            if (number + 1) * J.PAGE < end and (leaves == 0 or read_in_page(choice, number + 1, leaves) != 0):
                 following = load_i32(pages + 4 * number + 4) * kv_heads + kv_head
                 prefetch_span(field(layer, J.KEYS) + following * dim * J.PAGE * size, dim * J.PAGE * size)
-            depth = min(J.PAGE, end - number * J.PAGE)
-            call_kernel(
-                kernel, vectors, dim, scores, 4 * J.PAGE, depth, values, dim * size, alpha, pieces + 64, record_bytes
-            )
+            visible, shrink, quarter = min(J.PAGE, end - number * J.PAGE), alpha, 0
+            while quarter < 4:
+                begin = quarter
+                while quarter < 4 and read >> quarter & 1:
+                    quarter += 1
+                depth = min(16 * quarter, visible) - 16 * begin
+                if depth > 0:
+                    a, b = scores + 64 * begin, values + 16 * begin * dim * size
+                    call_kernel(
+                        kernel, vectors, dim, a, 4 * J.PAGE, depth, b, dim * size, shrink, pieces + 64, record_bytes
+                    )
+                    shrink = ones
+                quarter += 1
         for v in range(vectors):
             _merge(totals + v * record_bytes, pieces + v * record_bytes, dim)
 

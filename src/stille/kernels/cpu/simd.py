@@ -463,6 +463,18 @@ def max_lanes(builder, a):
     return reduce(builder, a, maximum)
 
 
+@_operation(types.int64, F32x16, F32x16)
+def count_at_least(builder, a, b):
+    """Lanes in which a >= b."""
+    found = builder.zext(builder.fcmp_ordered(">=", a, b), _V_I32)
+    return builder.zext(reduce(builder, found, lambda b_, x, y: b_.add(x, y)), _I64)
+
+
+@_operation(types.float32, types.int64)
+def float_of_bits(builder, bits):
+    return builder.bitcast(builder.trunc(bits, _I32), _F32)
+
+
 @_operation(F32x16, F32x16, types.int64, types.float32)
 def keep_first(builder, a, count, other):
     """Lanes below `count` keep their value, the rest become `other`."""

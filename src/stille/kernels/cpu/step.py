@@ -72,9 +72,9 @@ def _items(job, kind):
     if kind == _ATTEND:
         return field(job, J.TILE_COUNT) * field(job, J.KV_HEADS)
     if kind == _SUMMARISE:
-        return field(job, J.FULL_PAGE_COUNT) * field(job, J.KV_HEADS)
+        return field(job, J.FULL_LEAF_COUNT) * field(job, J.KV_HEADS)
     if kind == _SELECT:
-        return field(job, J.TILE_COUNT) * field(job, J.KV_HEADS) if field(job, J.KEEP_PAGES) > 0 else 0
+        return field(job, J.TILE_COUNT) * field(job, J.KV_HEADS) if field(job, J.LEAVES) > 0 else 0
     if kind in (_OUT, _DOWN):
         return tiles * (field(job, J.HIDDEN) // 16)
     if kind == _GATE_UP:
