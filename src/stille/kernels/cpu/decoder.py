@@ -73,8 +73,11 @@ class DecoderShape:
 
     def page_bytes(self, target: Target, budget: KeyBudget | None = None) -> int:
         """Bytes of one cache page over all layers, keys, values and the summaries of sparse attention together."""
-        cache = 2 * self.kv_heads * J.PAGE * self.head_dim * (2 if target.kv == "f16" else 4)
-        return self.layers * (cache + (0 if budget is None else budget.summary_bytes(self.kv_heads, self.head_dim)))
+        element = 2 if target.kv == "f16" else 4
+        cache = 2 * self.kv_heads * J.PAGE * self.head_dim * element
+        if budget is not None:
+            cache += budget.summary_bytes(self.kv_heads, self.head_dim, element)
+        return self.layers * cache
 
 
 @dataclass
@@ -139,7 +142,9 @@ class CpuDecoder:
             self._table[layer, J.KEYS] = self.cache[layer, 0].ctypes.data
             self._table[layer, J.VALUES] = self.cache[layer, 1].ctypes.data
         if budget is not None:
-            self._summaries = _pages(shape.layers * num_pages * budget.summary_bytes(shape.kv_heads, shape.head_dim))
+            self._summaries = _pages(
+                shape.layers * num_pages * budget.summary_bytes(shape.kv_heads, shape.head_dim, element)
+            )
             for layer, part in enumerate(self._summaries.reshape(shape.layers, -1)):
                 self._table[layer, J.SUMMARIES] = part.ctypes.data
         s = shape

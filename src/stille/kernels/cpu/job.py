@@ -72,7 +72,7 @@ them once and a few per step. All floats are float32 unless said otherwise; row 
     GATE_WEIGHT, UP_WEIGHT, DOWN_WEIGHT,  # packed
     KEYS,            # cache elements [pages, Hkv, D, 64]
     VALUES,          # cache elements [pages, Hkv, 64, D]
-    SUMMARIES,       # [pages, Hkv, LEAVES, 2, D], or 0
+    SUMMARIES,       # cache elements [pages, Hkv, LEAVES, 2, D], or 0
     LAYER_FIELDS,
 ) = range(15)
 

@@ -105,6 +105,18 @@ def _softmax_page(scores, limit, quarters, record, alpha):
 
 
 @inner
+def _prefetch_keys(keys, dim, size, quarters):
+    """Start loading parts of a page's keys."""
+    if quarters == _ALL:
+        prefetch_span(keys, dim * J.PAGE * size)
+        return
+    for line in range(keys, keys + dim * J.PAGE * size, J.PAGE * size):
+        for i in range(4):
+            if quarters >> i & 1:
+                prefetch_span(line + 16 * i * size, 64)
+
+
+@inner
 def attend_item(target, job, layer, item, scratch):
     """One tile x one KV head: reads q from QKV, writes ATTENDED, or PARTIALS if the tile is one split of several."""
     kv_heads, heads, dim = field(job, J.KV_HEADS), field(job, J.HEADS), field(job, J.HEAD_DIM)
@@ -174,9 +186,15 @@ def attend_item(target, job, layer, item, scratch):
                     _softmax_page(
                         scores + 4 * J.PAGE * v, limit, quarters, pieces + record_bytes * v, alpha + 4 * v
                     )  # fmt: skip
-            if (number + 1) * J.PAGE < end and (leaves == 0 or read_in_page(choice, number + 1, leaves) != 0):
-                following = load_i32(pages + 4 * number + 4) * kv_heads + kv_head
-                prefetch_span(field(layer, J.KEYS) + following * dim * J.PAGE * size, dim * J.PAGE * size)
+            after, wanted = number + 1, _ALL
+            if leaves > 0:  # the next page of the split that is read
+                wanted = 0
+                while wanted == 0 and after % J.SPLIT_PAGES > 0:
+                    wanted = read_in_page(choice, after, leaves)
+                    after += wanted == 0
+            if wanted != 0 and after * J.PAGE < end:
+                following = load_i32(pages + 4 * after) * kv_heads + kv_head
+                _prefetch_keys(field(layer, J.KEYS) + following * dim * J.PAGE * size, dim, size, wanted)
             visible, shrink, quarter = min(J.PAGE, end - number * J.PAGE), alpha, 0
             while quarter < 4:
                 begin = quarter

@@ -32,7 +32,9 @@ from stille.kernels.cpu.simd import (
     max_lanes,
     mul,
     mul_add,
+    prefetch_span,
     store,
+    store_elements,
     store_f32,
     store_i64,
     sub,
@@ -78,9 +80,9 @@ class KeyBudget:
         """In a page."""
         return J.PAGE // self.leaf
 
-    def summary_bytes(self, kv_heads: int, head_dim: int) -> int:
-        """Of one page in one layer."""
-        return 8 * self.leaves * kv_heads * head_dim
+    def summary_bytes(self, kv_heads: int, head_dim: int, element: int) -> int:
+        """Of one page in one layer, with cache elements of so many bytes."""
+        return 2 * element * self.leaves * kv_heads * head_dim
 
     def scratch_bytes(self, head_dim: int, pages: int) -> int:
         """What `select_item` needs for sequences of so many pages."""
@@ -94,7 +96,7 @@ def _padded(leaves):
 
 
 @inner
-def summarise_item(target, job, layer, item):
+def summarise_item(target, job, layer, item, scratch):
     """Summary of one leaf that this step filled, for one KV head: hi[D], lo[D]."""
     kv_heads, dim, size = field(job, J.KV_HEADS), field(job, J.HEAD_DIM), element_bytes(target)
     leaves = field(job, J.LEAVES)
@@ -102,7 +104,7 @@ def summarise_item(target, job, layer, item):
     place, part = full // leaves * kv_heads + item % kv_heads, full % leaves
     width = J.PAGE // leaves
     keys = field(layer, J.KEYS) + (place * dim * J.PAGE + part * width) * size
-    out = field(layer, J.SUMMARIES) + 8 * dim * (place * leaves + part)
+    out = field(layer, J.SUMMARIES) + 2 * dim * size * (place * leaves + part)
     zero = broadcast(0.0)
     for i in range(dim):
         line = keys + i * J.PAGE * size
@@ -112,17 +114,19 @@ def summarise_item(target, job, layer, item):
             more = load_elements(target, line + key * size)
             total, high, low = add(total, more), vmax(high, more), vmax(low, sub(zero, more))
         mean = sum_lanes(total) / width
-        store_f32(out + 4 * i, 0.5 * (mean + max_lanes(high)))
-        store_f32(out + 4 * (dim + i), 0.5 * (mean - max_lanes(low)))
+        store_f32(scratch + 4 * i, 0.5 * (mean + max_lanes(high)))
+        store_f32(scratch + 4 * (dim + i), 0.5 * (mean - max_lanes(low)))
+    for i in range(0, 2 * dim, 16):
+        store_elements(target, out + i * size, load(scratch + 4 * i))
 
 
 @inner
-def _score(summary, dim, positive, negative):
+def _score(target, summary, dim, positive, negative):
     """sum_d max(q_d hi_d, q_d lo_d), the query given by its positive and negative parts."""
-    a, b = broadcast(0.0), broadcast(0.0)
-    for i in range(0, 4 * dim, 64):
-        a = mul_add(load(positive + i), load(summary + i), a)
-        b = mul_add(load(negative + i), load(summary + 4 * dim + i), b)
+    a, b, size = broadcast(0.0), broadcast(0.0), element_bytes(target)
+    for i in range(0, dim, 16):
+        a = mul_add(load(positive + 4 * i), load_elements(target, summary + i * size), a)
+        b = mul_add(load(negative + 4 * i), load_elements(target, summary + (dim + i) * size), b)
     return sum_lanes(add(a, b))
 
 
@@ -193,7 +197,7 @@ def _choose(out, words, own, keep, sinks, local, group, scores, stride, inverse,
 
 
 @inner
-def select_item(job, layer, item, scratch):
+def select_item(target, job, layer, item, scratch):
     """SELECTION of one tile's rows for one KV head."""
     kv_heads, heads, dim = field(job, J.KV_HEADS), field(job, J.HEADS), field(job, J.HEAD_DIM)
     tile = field(job, J.TILES) + item // kv_heads * 4 * J.TILE_FIELDS
@@ -224,12 +228,19 @@ def select_item(job, layer, item, scratch):
                 above = vmax(x, zero)
                 store(positive + 4 * dim * group * r + i, above)
                 store(negative + 4 * dim * group * r + i, sub(x, above))
-        for j in range(leaves):
-            place = (load_i32(table + 4 * (j // per_page)) * kv_heads + kv_head) * per_page + j % per_page
-            summary = field(layer, J.SUMMARIES) + 8 * dim * place
-            for v in range(vectors):
-                score = _score(summary, dim, positive + 4 * dim * v, negative + 4 * dim * v)
-                store_f32(scores + stride * v + 4 * j, score)
+        size = 2 * dim * element_bytes(target)
+        for j in range(0, leaves, per_page):
+            page = (
+                field(layer, J.SUMMARIES)
+                + (load_i32(table + 4 * (j // per_page)) * kv_heads + kv_head) * size * per_page
+            )
+            if j + per_page < leaves:
+                following = load_i32(table + 4 * (j // per_page) + 4) * kv_heads + kv_head
+                prefetch_span(field(layer, J.SUMMARIES) + following * size * per_page, size * per_page)
+            for i in range(min(per_page, leaves - j)):
+                for v in range(vectors):
+                    score = _score(target, page + size * i, dim, positive + 4 * dim * v, negative + 4 * dim * v)
+                    store_f32(scores + stride * v + 4 * (j + i), score)
         for v in range(vectors):  # each over the leaves before its own row's
             store_f32(inverse + 4 * v, _weigh(scores + stride * v, (position + v // group) // leaf))
     for r in range(rows):

@@ -109,9 +109,9 @@ def _layer_item(target, job, layer, kind, item, scratch):
     if kind == _QKV:
         qkv_item(target, job, layer, item)
     elif kind == _SUMMARISE:
-        summarise_item(target, job, layer, item)
+        summarise_item(target, job, layer, item, scratch)
     elif kind == _SELECT:
-        select_item(job, layer, item, scratch)
+        select_item(target, job, layer, item, scratch)
     elif kind == _ATTEND:
         attend_item(target, job, layer, item, scratch)
     elif kind == _OUT:
