@@ -26,13 +26,14 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from hsa_sides.gpu import Failure, Records, expect, graphed, milliseconds
 from stille.kernels.hsa import HSAConfig, HSAWorkspace, PageCodes, hsa_decode, signatures, update_codes
 from stille.kernels.hsa import paged_reference as ref
 from stille.kernels.hsa.paged import DecodeCut, decode_cut
 from stille.kernels.paged import PAGE, triton_decode
 from stille.kernels.paged import decode_attention as dense_decode
 from stille.kernels.paged.triton_decode import DecodeConfig, DecodeWorkspace
-from stille.ledger import Record, measure, write
+from stille.ledger import measure
 
 COMMAND = "python benchmarks/hsa_decode.py"
 HEADS, KV_HEADS, DIM = 32, 8, 128
@@ -41,10 +42,6 @@ SHAPES = [(32, 1), (32, 16), (128, 1), (128, 16), (1024, 1)]  # thousands of tok
 GOALS = {(128, 1): 5, (128, 16): 5}
 CONFIG = HSAConfig()
 BF16 = torch.bfloat16
-
-
-class Failure(Exception):
-    """An output is wrong."""
 
 
 @dataclass
@@ -80,13 +77,6 @@ def fill(
     leaf = config.decode_leaf
     update_codes(k, codes, torch.arange(leaf - 1, pages * PAGE, leaf, device="cuda", dtype=torch.int32), config)
     return Cache(k, v, q, codes, order.view(sequences, width).int(), config)
-
-
-def expect(name: str, got: Tensor, want: Tensor, most: float) -> None:
-    error = float((got.float() - want.float()).norm() / want.float().norm())
-    print(f"check  {name:66s} relative error {error:.1e}", flush=True)
-    if not error < most:  # NaN too
-        raise Failure(f"{name}: relative error {error}, at most {most} is allowed")
 
 
 def check() -> None:
@@ -150,28 +140,10 @@ def make_workspace(c: Cache, sequences: int, length: int, cut: DecodeCut | None 
     return HSAWorkspace(sequences, heads, c.k.shape[1], dim, length, c.config, BF16, "cuda", cut)
 
 
-def graphed(run: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    run()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph
-
-
 def microseconds(calls: Sequence[Callable[[], object]], repeats: int = 9) -> float:
     """Of one call: median over replays of a graph that makes them all."""
     graph = graphed(lambda: [call() for call in calls])
-    graph.replay()
-    times = []
-    for _ in range(repeats):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) * 1000 / len(calls))
-    return statistics.median(times)
+    return milliseconds(graph.replay, repeats) * 1000 / len(calls)
 
 
 def turns(c: Cache, thousands: int, sequences: int) -> list[tuple[Tensor, Tensor]]:
@@ -241,7 +213,7 @@ def sdpa_times(thousands: int, sequences: int) -> dict[str, float]:
     return found
 
 
-def compare(c: Cache, records: list[Record]) -> list[str]:
+def compare(c: Cache, records: Records) -> list[str]:
     budgets = list(dict.fromkeys((CONFIG.budget, 4096, 2048)))
     heads = [f"HSA {budget}" for budget in budgets]
     rows = ["".join(f"{x:>18s}" for x in ("us (times HSA)", *heads, "dense paged", "flash", "cudnn"))]
@@ -350,7 +322,7 @@ def main() -> int:
     if not torch.cuda.is_available():
         parser.error("torch sees no CUDA device")
     stages: list[str] = ["check", "compare"] if chosen.only is None else chosen.only
-    begin, records, lines = time.perf_counter(), [], []
+    begin, records, lines = time.perf_counter(), Records(chosen.json), []
     try:
         check()  # before anything is timed
         cache = fill(SEQUENCES, CONTEXT, CONFIG) if "compare" in stages or chosen.sweep else None
@@ -360,15 +332,15 @@ def main() -> int:
         if cache is not None and "compare" in stages:
             lines += compare(cache, records)
     except Failure as wrong:
+        records.discard()
         print(f"WRONG: {wrong}; nothing is recorded", file=sys.stderr)
         return 1
+    records.finish()
     print(f"\n=== {torch.cuda.get_device_name()}, {time.perf_counter() - begin:.0f} s in all")
     print("\n".join(lines))
     for record in records:
         state = {True: "met", False: "MISSED", None: "no goal"}[record.met]
         print(f"{record.id:36s} {record.value:8.1f} us {record.ratio or 0:6.2f}x  {record.goal or '':13s} {state}")
-    if chosen.json and records:
-        write(chosen.json, records)
     return 0
 
 

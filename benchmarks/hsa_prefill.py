@@ -17,7 +17,6 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -26,9 +25,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from hsa_sides.gpu import Failure, Records, expect, graphed, milliseconds
 from stille.kernels.hsa import HSAConfig, api, hsa_attention, triton_prefill, triton_select
 from stille.kernels.hsa import reference as ref
-from stille.ledger import Record, measure, write
+from stille.ledger import measure
 
 COMMAND = "python benchmarks/hsa_prefill.py"
 HEADS, KV_HEADS = 32, 8
@@ -46,47 +46,12 @@ NAMES = {"fa2": "FlashAttention-2 (torch SDPA)", "cudnn": "cuDNN (torch SDPA)", 
 CONFIG = HSAConfig()
 
 
-class Failure(Exception):
-    """An output is wrong."""
-
-
 def data(n: int, dim: int, heads: int = HEADS, kv_heads: int = KV_HEADS, seed: int = 0) -> tuple[Tensor, ...]:
     random = torch.Generator("cuda").manual_seed(seed)
     return tuple(
         torch.randn(1, h, n, dim, device="cuda", generator=random, dtype=torch.bfloat16)
         for h in (heads, kv_heads, kv_heads)
     )
-
-
-def milliseconds(run: Callable[[], object], repeats: int, warm: int = 1) -> float:
-    """Median by events."""
-    for _ in range(warm):
-        run()
-    times = []
-    for _ in range(repeats):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times)
-
-
-def graphed(run: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    run()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph
-
-
-def expect(name: str, got: Tensor, want: Tensor, most: float) -> None:
-    error = float((got.float() - want.float()).norm() / want.float().norm())
-    print(f"check  {name:58s} relative error {error:.1e}", flush=True)
-    if not error < most:  # NaN too
-        raise Failure(f"{name}: relative error {error}, at most {most} is allowed")
 
 
 def check() -> None:
@@ -185,7 +150,7 @@ def baselines(q: Tensor, k: Tensor, v: Tensor, repeats: int) -> dict[str, float]
     return times
 
 
-def prefill(records: list[Record]) -> list[str]:
+def prefill(records: Records) -> list[str]:
     """Times of the whole function at the shapes of the goals."""
     rows = [f"{'':14s}{'HSA':>9s}{'select':>9s}{'exact':>9s}{'fa2':>17s}{'cudnn':>17s}{'fa3':>17s}   ms (times HSA)"]
     for dim, thousands in SHAPES:
@@ -245,7 +210,7 @@ def extras(q: Tensor, k: Tensor, v: Tensor) -> list[str]:
     return [f"  exact part by Triton {exact:.2f} ms; whole with residual {whole:.2f} ms"]
 
 
-def sweep(_: list[Record]) -> list[str]:
+def sweep(_: Records) -> list[str]:
     """Milliseconds of the exact part by Triton, cut up in other ways."""
     lines = []
     for dim in (64, 96, 128, 256):
@@ -283,7 +248,7 @@ def sweep(_: list[Record]) -> list[str]:
     return lines
 
 
-def slope(records: list[Record]) -> list[str]:
+def slope(records: Records) -> list[str]:
     """Selection alone from 16K to 1M, and the exponent fitted to it; at 1M the whole function runs too."""
     points, cells = [], []
     for log in range(14, 21):
@@ -326,23 +291,23 @@ def main() -> int:
         global CONFIG
         CONFIG = HSAConfig(budget=chosen.budget or CONFIG.budget, codes=chosen.codes or CONFIG.codes)
     stages = chosen.only or ["check", "prefill", "slope"]
-    begin, records, lines = time.perf_counter(), [], []
+    begin, records, lines = time.perf_counter(), Records(chosen.json), []
     try:
         check()  # before anything is timed
         for name, stage in (("prefill", prefill), ("slope", slope), ("sweep", sweep)):
             if name in stages:
                 lines += stage(records)
     except Failure as wrong:
+        records.discard()
         print(f"WRONG: {wrong}; nothing is recorded", file=sys.stderr)
         return 1
+    records.finish()
     print(f"\n=== {torch.cuda.get_device_name()}, {time.perf_counter() - begin:.0f} s in all")
     print("\n".join(lines))
     for record in records:
         state = {True: "met", False: "MISSED", None: "no goal"}[record.met]
         figure = f"{record.value:.3f}" if record.ratio is None else f"{record.ratio:.2f}x"
         print(f"{record.id:32s} {figure:>9s}  {record.goal or '':15s} {state}")
-    if chosen.json and records:
-        write(chosen.json, records)
     return 0
 
 

@@ -24,10 +24,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from hsa_sides.gpu import Failure, Records, expect, milliseconds
 from stille.kernels.hsa import HSAConfig, hsa_attention, triton_backward, triton_select
 from stille.kernels.hsa import reference as ref
 from stille.kernels.hsa.triton_backward import BackwardConfig
-from stille.ledger import Record, measure, write
+from stille.ledger import measure
 
 COMMAND = "python benchmarks/hsa_train.py"
 HEADS, KV_HEADS = 32, 8
@@ -40,10 +41,6 @@ Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
 Grads = tuple[Tensor, ...]
 
 
-class Failure(Exception):
-    """A gradient is wrong."""
-
-
 def data(n: int, dim: int, heads: int = HEADS, kv_heads: int = KV_HEADS, m: int | None = None, seed: int = 0) -> Inputs:
     """Queries, keys, values (which require gradients) and a gradient of the output."""
     random = torch.Generator("cuda").manual_seed(seed)
@@ -52,28 +49,6 @@ def data(n: int, dim: int, heads: int = HEADS, kv_heads: int = KV_HEADS, m: int 
         for h, t in ((heads, m or n), (kv_heads, n), (kv_heads, n), (heads, m or n))
     )
     return q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), do
-
-
-def milliseconds(run: Callable[[], object], repeats: int, warm: int = 1) -> float:
-    """Median by events."""
-    for _ in range(warm):
-        run()
-    times = []
-    for _ in range(repeats):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return sorted(times)[len(times) // 2]
-
-
-def expect(name: str, got: Tensor, want: Tensor, most: float) -> None:
-    error = float((got.float() - want.float()).norm() / want.float().norm())
-    print(f"check  {name:70s} relative error {error:.1e}", flush=True)
-    if not error < most:  # NaN too
-        raise Failure(f"{name}: relative error {error}, at most {most} is allowed")
 
 
 def step(q: Tensor, k: Tensor, v: Tensor, do: Tensor, config: HSAConfig = CONFIG) -> Grads:
@@ -233,7 +208,7 @@ def parts(q: Tensor, k: Tensor, v: Tensor, do: Tensor) -> dict[str, float]:
     return times | {name: milliseconds(getattr(ready, name), 5) for name in ("lists", "dq", "dkv")}
 
 
-def train(records: list[Record]) -> list[str]:
+def train(records: Records) -> list[str]:
     """Times of a step at the shapes of the goals."""
     heads = "".join(f"{name:>9s}" for name in ("HSA", "forward", "lists", "dq", "dkv"))
     lines = [f"{'':12s}{heads}{'fa2':>17s}{'cudnn':>17s}   ms (times HSA)"]
@@ -313,7 +288,7 @@ def main() -> int:
     if not torch.cuda.is_available():
         parser.error("torch sees no CUDA device")
     stages = chosen.only or ["check", "train"]
-    begin, records, lines = time.perf_counter(), [], []
+    begin, records, lines = time.perf_counter(), Records(chosen.json), []
     try:
         if "sweep" not in stages or "check" in stages:
             check()  # before anything is timed
@@ -322,15 +297,15 @@ def main() -> int:
         if "train" in stages:
             lines += train(records)
     except Failure as wrong:
+        records.discard()
         print(f"WRONG: {wrong}; nothing is recorded", file=sys.stderr)
         return 1
+    records.finish()
     print(f"\n=== {torch.cuda.get_device_name()}, {time.perf_counter() - begin:.0f} s in all")
     print("\n".join(lines))
     for record in records:
         state = {True: "met", False: "MISSED", None: "no goal"}[record.met]
         print(f"{record.id:32s} {record.ratio or 0:>8.2f}x  {record.goal or '':15s} {state}")
-    if chosen.json and records:
-        write(chosen.json, records)
     return 0
 
 

@@ -11,7 +11,9 @@ ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "benchmarks"))
 
 from hsa_sides import exams, mass  # noqa: E402
+from hsa_sides.gpu import Records  # noqa: E402
 from hsa_sides.scores import SCORERS, Keys  # noqa: E402
+from stille import ledger  # noqa: E402
 from stille.kernels.hsa import HSAConfig  # noqa: E402
 from stille.kernels.hsa import reference as ref  # noqa: E402
 
@@ -140,3 +142,20 @@ def test_a_crowd_points_away_from_its_needle():
 def test_more_needles_than_room_are_refused():
     with pytest.raises(ValueError, match="do not fit"):
         exams.hide(2, 10, 64, 9, True, torch.Generator())
+
+
+def test_records_outlive_a_run_that_is_cut_off_but_not_a_wrong_one(tmp_path):
+    file, part = tmp_path / "out.json", tmp_path / "out.json.part"
+    first, second = (ledger.measure(f"hsa.test.{i}", 1.0, "ms", command="python x.py", notes="A test.") for i in "ab")
+    records = Records(file)
+    records.append(first)
+    assert [r.id for r in ledger.read(part)] == ["hsa.test.a"], "kept as it comes"
+    assert not file.exists()
+    records.append(second)
+    records.finish()
+    assert [r.id for r in ledger.read(file)] == ["hsa.test.a", "hsa.test.b"]
+    assert not part.exists()
+    wrong = Records(tmp_path / "wrong.json")
+    wrong.append(first)
+    wrong.discard()
+    assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
