@@ -47,9 +47,11 @@ def selector_loss(
 
     Raises:
         ValueError: shapes do not fit, or no tile has two leaves to choose between.
-        UnsupportedError: fewer queries than keys.
+        UnsupportedError: fewer queries than keys, or codes "means", which have no mean queries to teach.
     """
     config = HSAConfig() if config is None else config
+    if config.codes == "means":
+        raise UnsupportedError("the loss teaches mean queries, which codes 'means' do not use: take 'keys' or 'sign'.")
     _check(q_BHTD, k_BKTD, projection_KDE)
     (batch, heads, n, dim), k_heads = q_BHTD.shape, k_BKTD.shape[1]
     factor, groups = dim**-0.5 if scale is None else scale, heads // k_heads
