@@ -71,8 +71,7 @@ def check() -> None:
             ("candidates", HSAConfig(budget=1024, dense_below=0, candidates=2048, candidates_from=0)),
             ("leaf 32, pointers", HSAConfig(budget=1024, dense_below=0, leaf=32)),
             ("residual", HSAConfig(budget=1024, dense_below=0, residual=True)),
-            ("means", HSAConfig(budget=1024, dense_below=0, codes="means")),
-            ("means, candidates", HSAConfig(1024, codes="means", dense_below=0, candidates=2048, candidates_from=0)),
+            ("no rows", HSAConfig(budget=1024, dense_below=0, row_weight=0)),
         ):
             check_selected(f"hd{dim}, {name}, on the leaves it selected", q, k, v, config)
 
@@ -183,7 +182,7 @@ def prefill(records: Records) -> list[str]:
                     notes=f"Attention of {thousands}K tokens, head width {dim}, forward, "
                     + (f"selection ({chosen:.2f} ms) included. " if sparse else "attended in full at this length. ")
                     + f"bf16, causal, {HEADS}/{KV_HEADS} heads, budget {CONFIG.budget}, leaf {CONFIG.leaf}, unit "
-                    f"{CONFIG.unit}, codes {CONFIG.codes}, tail {CONFIG.tail}; exact part by {kernel}; medians, both "
+                    f"{CONFIG.unit}, row weight {CONFIG.row_weight:g}, tail {CONFIG.tail}; exact part by {kernel}; medians, both "
                     "replayed from graphs. "
                     f"Random data: a speed, not an accuracy.{also}",
                 )
@@ -279,7 +278,7 @@ def slope(records: Records) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--budget", type=int, help=f"keys of a tile; default: {HSAConfig().budget}")
-    parser.add_argument("--codes", choices=["keys", "sign", "means"], help=f"default: {HSAConfig().codes}")
+    parser.add_argument("--row-weight", type=float, help=f"default: {HSAConfig().row_weight}")
     parser.add_argument("--json", type=Path, help="write the records there")
     parser.add_argument(
         "--only", nargs="*", choices=["check", "prefill", "slope", "sweep"], help="stages; default: the first 3"
@@ -287,9 +286,10 @@ def main() -> int:
     chosen = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("torch sees no CUDA device")
-    if chosen.budget or chosen.codes:
+    if chosen.budget or chosen.row_weight is not None:
         global CONFIG
-        CONFIG = HSAConfig(budget=chosen.budget or CONFIG.budget, codes=chosen.codes or CONFIG.codes)
+        weight = CONFIG.row_weight if chosen.row_weight is None else chosen.row_weight
+        CONFIG = HSAConfig(budget=chosen.budget or CONFIG.budget, row_weight=weight)
     stages = chosen.only or ["check", "prefill", "slope"]
     begin, records, lines = time.perf_counter(), Records(chosen.json), []
     try:

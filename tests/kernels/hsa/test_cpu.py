@@ -18,8 +18,8 @@ CHANGES = [
     {"leaf": 128, "budget": 640, "sinks": 128, "local": 128, "tail": 300, "candidates": 1024},
     {"leaf": 64, "unit": 32, "coverage": 0.9},
     {"codes": "sign"},
-    {"codes": "means"},
-    {"codes": "means", "candidates_from": 0, "patch": 32, "tail": 0},
+    {"row_weight": 0},
+    {"row_weight": 1, "candidates_from": 0, "patch": 16, "tail": 0},
     {"candidates_from": 0},
     {"candidates_from": 0, "span": 256, "unit": 64, "residual": True},
 ]

@@ -110,9 +110,3 @@ def test_bad_input_is_refused():
         selector_loss(q[:, :3], k, CONFIG)
     with pytest.raises(ValueError, match="projection_KDE"):
         selector_loss(q, k, CONFIG, projection_KDE=torch.ones(1, DIM, 8))
-
-
-def test_codes_that_use_no_mean_queries_are_refused():
-    q, k = torch.randn(1, 2, 512, 16), torch.randn(1, 1, 512, 16)
-    with pytest.raises(UnsupportedError, match="mean queries"):
-        selector_loss(q, k, dataclasses.replace(CONFIG, codes="means"))

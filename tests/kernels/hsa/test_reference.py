@@ -19,8 +19,8 @@ CHANGES = [
     {"candidates_from": 0},
     {"candidates_from": 0, "span": 256, "unit": 64, "residual": True},
     {"tail": 0},
-    {"codes": "means"},
-    {"codes": "means", "candidates_from": 0, "leaf": 64, "patch": 32, "coverage": 0.9},
+    {"row_weight": 0},
+    {"row_weight": 0.5, "candidates_from": 0, "leaf": 64, "patch": 16, "coverage": 0.9},
 ]
 
 
@@ -34,7 +34,7 @@ def test_rotation_is_orthogonal(dim):
     torch.testing.assert_close(rotation @ rotation.T, torch.eye(dim), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("codes", ["keys", "sign", "means"])
+@pytest.mark.parametrize("codes", ["keys", "sign"])
 @pytest.mark.parametrize(("n", "m", "groups"), [(512, 512, 2), (700, 700, 4), (640, 301, 1), (130, 1, 3)])
 def test_full_budget_is_dense(n, m, groups, codes):
     q, k, v = rand(2 * groups, m, 64, 0), rand(2, n, 64, 1), rand(2, n, 64, 2)
@@ -102,7 +102,7 @@ def test_the_tail_finds_what_one_row_alone_looks_for():
 @given(coverage=st.floats(0.05, 1.0), gain=st.floats(0.5, 4), seed=st.integers(0, 10**6))
 def test_coverage_reads_no_more_than_it_takes(coverage, gain, seed):
     q, k = rand(2, 1200, 64, seed, gain), rand(1, 1200, 64, seed + 1, gain)
-    config = dataclasses.replace(SMALL, tail=0, coverage=coverage)
+    config = dataclasses.replace(SMALL, tail=0, row_weight=0, coverage=coverage)
     chosen, whole = ref.select(q, k, 0.125, config), ref.select(q, k, 0.125, dataclasses.replace(config, coverage=None))
     assert (whole | ~chosen).all(), "a part of what the budget would read"
     past = ref.past_leaves(*chosen.shape[1:], 0, config, q.device)
@@ -119,16 +119,17 @@ def test_coverage_reads_no_more_than_it_takes(coverage, gain, seed):
     assert (read[spare] - smallest[spare] < coverage + 1e-4).all(), "without the last leaf it would be too little"
 
 
-def test_means_find_in_mid_prompt_what_one_row_alone_looks_for():
-    """Where keys resemble their neighbours, the mean of a patch tells what is in it."""
+def test_what_one_row_alone_looks_for_is_found_in_mid_prompt():
+    """Where keys resemble their neighbours, the mean of a patch tells what is in it; the default weight is enough."""
     q, k = rand(2, 2000, 64, 41), rand(2, 2000, 64, 42)
     k = k + k.roll(1, 1) + k.roll(2, 1)
     row, place = 1100, slice(400, 408)
     k[:, place] += q[:, row, None] / q[:, row, None].norm(dim=-1, keepdim=True) * 24
     leaf = 400 // SMALL.leaf
     config = dataclasses.replace(SMALL, tail=0)
-    assert not ref.select(q, k, 0.125, config)[:, row // 128, leaf].all(), "the case is a hard one"
-    assert ref.select(q, k, 0.125, dataclasses.replace(config, codes="means"))[:, row // 128, leaf].all()
+    blind = dataclasses.replace(config, row_weight=0)
+    assert not ref.select(q, k, 0.125, blind)[:, row // 128, leaf].all(), "the case is a hard one"
+    assert ref.select(q, k, 0.125, config)[:, row // 128, leaf].all()
 
 
 def test_candidates_that_hold_everything_change_nothing():
@@ -169,7 +170,8 @@ def test_residual_helps_diffuse_heads_and_tells_what_was_missed():
         {"tail": -1},
         {"coverage": 0.0},
         {"patch": 8},
-        {"codes": "means", "leaf": 16, "patch": 32},
+        {"row_weight": -1.0},
+        {"row_weight": float("nan")},
         {"decode_leaf": 128},
         {"leaf": 16, "decode_leaf": 64, "sinks": 16},
     ],

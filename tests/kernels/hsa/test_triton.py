@@ -37,9 +37,9 @@ CASES = [  # key heads, group, head width, keys, queries, changes of the config
     (1, 2, 64, 450, 450, {"coverage": 0.8, "tail": 0}),
     (2, 2, 64, 500, 290, {"coverage": 0.9, "tail": 200, "codes": "sign"}),
     (1, 4, 64, 500, 1, {"leaf": 64}),
-    (1, 3, 64, 450, 450, {"codes": "means", "leaf": 64, "tail": 0}),
-    (2, 2, 96, 500, 290, {"codes": "means", "patch": 32}),
-    (1, 2, 64, 690, 690, {**NARROW, "codes": "means"}),
+    (1, 3, 64, 450, 450, {"row_weight": 1, "patch": 16, "leaf": 64, "tail": 0}),
+    (2, 2, 96, 500, 290, {"row_weight": 1}),
+    (1, 2, 64, 690, 690, {**NARROW, "row_weight": 1}),
     (1, 3, 64, 690, 690, NARROW),
     (1, 3, 64, 680, 500, {**NARROW, "unit": 32, "codes": "sign"}),
 ]

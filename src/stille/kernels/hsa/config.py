@@ -1,5 +1,6 @@
 """What HSA is asked to do, validated, and what it returns."""
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,9 +24,10 @@ class HSAConfig:
         leaf: consecutive keys that are read or left together: 16, 32, 64 or 128. 64 is a page of the engine's cache and
             the fastest; smaller leaves catch more attention mass at the same budget.
         unit: queries whose mean stands for them in scoring, a power of two from 4 to 128.
-        codes: what is scored. "keys", the keys themselves, or "sign", one bit per dimension and a scale per key, by the
-            means of units; "means", the means of patches of keys, by every single query.
-        patch: keys whose mean is scored with codes "means": 16, 32 or 64, at most a leaf.
+        codes: what mean queries score: "keys", the keys themselves, or "sign", one bit per dimension and a scale each.
+        row_weight: what the search of every single query counts beside that of the mean queries. Mean queries find what
+            a tile attends to as a whole; what one row alone looks for is not to be seen in them. 0: no such search.
+        patch: keys whose mean stands for them in that search: 16, 32 or 64; at most a leaf is used.
         candidates: keys that a span of queries scores exactly; a coarse pass over leaf means picks them.
         candidates_from: keys in the sequence from which the coarse pass is used; below, every past key is scored.
         span: queries that share candidates, a multiple of 128.
@@ -45,11 +47,12 @@ class HSAConfig:
         ConfigError: a size is out of range, not a multiple of the leaf, or the budget cannot hold what is always read.
     """
 
-    budget: int = 4096
+    budget: int = 2048
     leaf: int = 64
     unit: int = 128
     codes: str = "keys"
-    patch: int = 16
+    row_weight: float = 1 / 64
+    patch: int = 32
     candidates: int = 16384
     candidates_from: int = 98304
     span: int = 512
@@ -66,10 +69,12 @@ class HSAConfig:
             raise ConfigError(f"leaf is {self.leaf}: expected 16, 32, 64 or 128")
         if self.unit not in (4, 8, 16, 32, 64, 128):
             raise ConfigError(f"unit is {self.unit}: expected a power of two from 4 to 128")
-        if self.codes not in ("keys", "sign", "means"):
-            raise ConfigError(f"codes is {self.codes!r}: expected 'keys', 'sign' or 'means'")
-        if self.patch not in (16, 32, 64) or (self.codes == "means" and self.patch > self.leaf):
-            raise ConfigError(f"patch is {self.patch}: expected 16, 32 or 64, and at most the leaf of {self.leaf}")
+        if self.codes not in ("keys", "sign"):
+            raise ConfigError(f"codes is {self.codes!r}: expected 'keys' or 'sign'")
+        if not 0 <= self.row_weight < math.inf:
+            raise ConfigError(f"row_weight is {self.row_weight}: expected a finite number, 0 or more")
+        if self.patch not in (16, 32, 64):
+            raise ConfigError(f"patch is {self.patch}: expected 16, 32 or 64")
         if self.decode_leaf not in (16, 32, 64):
             raise ConfigError(f"decode_leaf is {self.decode_leaf}: expected 16, 32 or 64")
         if self.tail < 0:
@@ -102,6 +107,11 @@ class HSAConfig:
     def dense_limit(self) -> int:
         """Sequences of fewer keys are attended in full."""
         return 2 * self.budget if self.dense_below is None else self.dense_below
+
+    @property
+    def patches(self) -> int:
+        """Patches of a leaf."""
+        return max(1, self.leaf // self.patch)
 
     def uses_candidates(self, keys: int) -> bool:
         """Whether a sequence of so many keys is scored in two passes."""

@@ -83,9 +83,7 @@ def select(q_GMD: Tensor, k_1ND: Tensor, scale: float, config: HSAConfig, *, k_N
     keep = config.budget // leaf
     past = ref.past_leaves(tiles, leaves, start, config, dev)
     forced = ref.forced_leaves(tiles, leaves, start, config, dev)
-    if config.codes == "means":
-        chosen = _by_means(q_GMD, k_1ND[0] if k_ND is None else k_ND, past, forced, scale, config)
-        return _with_tail(chosen, q_GMD, k_1ND[0] if k_ND is None else k_ND, past, forced, scale, config)
+    plain_ND = k_1ND[0] if k_ND is None else k_ND
     if config.codes == "sign" or k_ND is None:
         k_ND = ref.coded_keys(k_1ND, config)[0]
     units = ref.pool_queries(q_GMD, config.unit) * scale
@@ -102,33 +100,32 @@ def select(q_GMD: Tensor, k_1ND: Tensor, scale: float, config: HSAConfig, *, k_N
     allowed = past.expand(groups, -1, -1)
     if config.uses_candidates(n):
         allowed = ref.candidate_leaves(q_GMD, k_1ND, scale, config).expand(groups, -1, -1)
-    share = ref.shares(log_mass, allowed.repeat_interleave(per, 1)).unflatten(1, (tiles, per)).sum(2)
-    chosen = ref.top_leaves(share, allowed, forced, keep, config.coverage)
-    return _with_tail(chosen, q_GMD, k_ND if config.codes == "keys" else k_1ND[0], past, forced, scale, config)
+    mass = score = ref.shares(log_mass, allowed.repeat_interleave(per, 1)).unflatten(1, (tiles, per)).mean(2)
+    if config.row_weight:
+        score = _add_row_shares(mass, q_GMD, plain_ND, allowed, scale, config, min(skip, tiles))
+    chosen = ref.top_leaves(score, allowed, forced, keep, config.coverage, mass)
+    return _with_tail(chosen, q_GMD, plain_ND, past, forced, scale, config)
 
 
-def _by_means(
-    q_GMD: Tensor, k_ND: Tensor, past: Tensor, forced: Tensor, scale: float, config: HSAConfig
-) -> Tensor:  # fmt: skip
-    """[G, T, B]: the choice of every tile by its rows and the means of patches; `reference.patch_shares`."""
-    (groups, m, _), (tiles, leaves), leaf = q_GMD.shape, past.shape, config.leaf
-    allowed = past.expand(groups, -1, -1)
-    if config.uses_candidates(k_ND.shape[0]):
-        allowed = ref.candidate_leaves(q_GMD, k_ND[None], scale, config).expand(groups, -1, -1)
-    patches, means = ref.leaf_means(k_ND[None], config.patch)[0], ref.leaf_means(k_ND[None], leaf)[0]
-    per, share = leaf // config.patch, torch.zeros(groups, tiles, leaves)
-    reach = past.sum(-1).tolist()
-    for tile in range(tiles):
-        before, rows = reach[tile], slice(tile * TILE, min(m, (tile + 1) * TILE))
+def _add_row_shares(
+    mass_GTB: Tensor, q_GMD: Tensor, k_ND: Tensor, allowed_GTB: Tensor, scale: float, config: HSAConfig, first: int
+) -> Tensor:
+    """The same with what single rows look for; see `reference.row_shares`. Tiles before `first` are left alone."""
+    (groups, m, _), tiles, per, leaf = q_GMD.shape, mass_GTB.shape[1], config.patches, config.leaf
+    patches, means = (ref.leaf_means(k_ND[None], size)[0] for size in (leaf // per, leaf))
+    score = mass_GTB.clone()
+    for tile in range(first, tiles):
+        before, rows = (k_ND.shape[0] - m + tile * TILE) // leaf, slice(tile * TILE, min(m, (tile + 1) * TILE))
         if before:
-            q_RD = q_GMD[:, rows].float().flatten(0, 1) * scale
-            left_out = ~allowed[:, tile, None, :before]
+            q_RD = q_GMD[:, rows].float().flatten(0, 1) * (scale * LOG2_E)
+            left_out = ~allowed_GTB[:, tile, None, :before]
             total = (q_RD @ means[:before].T).view(groups, -1, before).masked_fill_(left_out, -math.inf)
-            total = total.logsumexp(-1, keepdim=True) + math.log(per)
-            mass = (q_RD @ patches[: before * per].T).view(groups, -1, before, per)
-            mass = mass.sub_(total[..., None]).exp_().sum(-1)
-            share[:, tile, :before] = mass.amax(1).masked_fill_(left_out[:, 0], 0.0)
-    return ref.top_leaves(share, allowed, forced, config.budget // leaf, config.coverage)
+            top = total.amax(-1, keepdim=True).clamp(min=-1e30)
+            total = total.sub_(top).exp2_().sum(-1, keepdim=True).mul_(per).log2_().add_(top)
+            best = (q_RD @ patches[: before * per].T).view(groups, -1, before * per).sub_(total)
+            best = best.amax(1).view(groups, before, per).amax(-1).exp2_().masked_fill_(left_out[:, 0], 0.0)
+            score[:, tile, :before] += config.row_weight * best
+    return score
 
 
 def _with_tail(

@@ -29,7 +29,7 @@ def selector_loss(
     Of each tile of 128 queries and each head, the teacher is the mass of exact causal attention in each leaf, averaged
     over the rows, and is held constant. The student is what `hsa_attention` ranks leaves by: the shares of leaves in
     the eyes of mean queries. Leaves that are read anyway (sinks, window, the tile's own) are left out of both.
-    Candidates and the tail are not modelled: every past leaf is scored, by units.
+    Candidates, the tail and the search of single rows are not modelled: every past leaf is scored, by units.
 
     Gradients reach the queries and keys, so a model can learn to be easy to select from; detach them and give a
     projection to teach a selector alone. With codes of signs, gradients pass the rounding as if it were not there.
@@ -47,11 +47,9 @@ def selector_loss(
 
     Raises:
         ValueError: shapes do not fit, or no tile has two leaves to choose between.
-        UnsupportedError: fewer queries than keys, or codes "means", which have no mean queries to teach.
+        UnsupportedError: fewer queries than keys.
     """
     config = HSAConfig() if config is None else config
-    if config.codes == "means":
-        raise UnsupportedError("the loss teaches mean queries, which codes 'means' do not use: take 'keys' or 'sign'.")
     _check(q_BHTD, k_BKTD, projection_KDE)
     (batch, heads, n, dim), k_heads = q_BHTD.shape, k_BKTD.shape[1]
     factor, groups = dim**-0.5 if scale is None else scale, heads // k_heads

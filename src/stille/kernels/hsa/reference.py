@@ -7,10 +7,11 @@ width, B leaves, T tiles of 128 queries, U units.
 2. Codes stand for the keys in scoring. "keys": the keys themselves. "sign": the key minus its leaf's mean, rotated by a
    randomised Hadamard matrix, reduced to signs (one bit per dimension) and one scale per key; 1/16 of the memory.
 3. Scores: a unit's mean query estimates the log-mass of each leaf, log sum_j exp(q . code_j). Masses become shares by a
-   softmax over the leaves, and a tile adds the shares of its units. In long sequences a coarse pass over mean keys
-   first narrows the leaves for a span of queries and its group of heads, so that scoring costs O(N).
-   "means" turns this round: every query of the tile for itself scores the means of patches of keys, log sum exp over
-   those of a leaf, against the total by the means of leaves; a leaf is worth its largest such share in any row.
+   softmax over the leaves, and a tile averages the shares of its units. To that comes, times `row_weight`, what single
+   rows look for: every query of the tile for itself scores the means of patches of keys, and a leaf gets the largest
+   share that any row gives to one of its patches (of a total that is estimated from the means of leaves).
+   In long sequences a coarse pass over mean keys first narrows the leaves for a span of queries and its group of heads,
+   so that scoring costs O(N).
    Tiles at the end of the queries (`tail`) score all keys by each of their rows instead; a leaf is worth its largest
    share in any row.
 4. Selection: sinks, local window and the tile's own leaves always; then the best leaves up to the budget, or until
@@ -106,11 +107,17 @@ def shares(log_mass: Tensor, allowed: Tensor) -> Tensor:
 
 
 def top_leaves(
-    score: Tensor, allowed: Tensor, forced: Tensor, keep: int, coverage: Tensor | float | None = None
+    score: Tensor,
+    allowed: Tensor,
+    forced: Tensor,
+    keep: int,
+    coverage: Tensor | float | None = None,
+    mass: Tensor | None = None,
 ) -> Tensor:
     """Bool like `score` [.., T, B]: forced leaves and the best allowed ones, `keep` in all.
 
-    With `coverage`, free leaves are left out once those of larger score and the forced ones reach that share.
+    With `coverage`, free leaves are left out once those of larger score and the forced ones reach that share of the
+    mass.
     """
     allowed, forced = allowed.expand_as(score), forced.expand_as(score)
     free = allowed & ~forced
@@ -118,10 +125,11 @@ def top_leaves(
     rank = order.argsort(-1)
     chosen = free & (rank < keep - forced.sum(-1, keepdim=True))
     if coverage is not None:
-        mass = score.masked_fill(~allowed, 0.0)
+        mass = (score if mass is None else mass).masked_fill(~allowed, 0.0)
         need = coverage * mass.sum(-1, keepdim=True) - mass.masked_fill(free, 0.0).sum(-1, keepdim=True)
         ranked = mass.masked_fill(~free, 0.0).gather(-1, order)
-        larger = torch.searchsorted(-ranked, -ranked)  # leaves of larger score, in their order
+        sinking = -score.masked_fill(~free, -1.0).gather(-1, order)
+        larger = torch.searchsorted(sinking, sinking)  # leaves of larger score, in their order
         before = pad(ranked.cumsum(-1), (1, 0)).gather(-1, larger).gather(-1, rank)
         chosen &= before < need
     return forced | chosen
@@ -162,18 +170,18 @@ def tail_shares(q_HMD: Tensor, k_KND: Tensor, scale: float, config: HSAConfig) -
 
 
 def unit_shares(q_HMD: Tensor, k_KND: Tensor, allowed_HTB: Tensor, scale: float, config: HSAConfig) -> Tensor:
-    """[H, T, B]: a leaf's shares in the units of a tile, added up (codes "keys" and "sign")."""
+    """[H, T, B]: mean of a leaf's shares in the units of a tile."""
     (heads, tiles, leaves), n = allowed_HTB.shape, k_KND.shape[1]
     units, per = pool_queries(q_HMD, config.unit), TILE // config.unit
     code = coded_keys(k_KND, config).repeat_interleave(heads // k_KND.shape[0], 0)
     dots = pad(torch.einsum("hud,hnd->hun", units, code) * scale, (0, -n % config.leaf), value=-math.inf)
     log_mass = dots.unflatten(-1, (leaves, config.leaf)).logsumexp(-1)
     share = shares(log_mass, allowed_HTB.repeat_interleave(per, 1)[:, : units.shape[1]])
-    return pad(share, (0, 0, 0, tiles * per - units.shape[1])).view(heads, tiles, per, leaves).sum(2)
+    return pad(share, (0, 0, 0, tiles * per - units.shape[1])).view(heads, tiles, per, leaves).mean(2)
 
 
-def patch_shares(q_HMD: Tensor, k_KND: Tensor, allowed_HTB: Tensor, scale: float, config: HSAConfig) -> Tensor:
-    """[H, T, B]: a leaf's largest share in any row of a tile, by the means of its patches (codes "means")."""
+def row_shares(q_HMD: Tensor, k_KND: Tensor, allowed_HTB: Tensor, scale: float, config: HSAConfig) -> Tensor:
+    """[H, T, B]: the largest share that any row of a tile gives to a patch of a leaf, by means of keys."""
     heads, m, _ = q_HMD.shape
     q, allowed = q_HMD.float() * scale, allowed_HTB.repeat_interleave(TILE, 1)[:, :m]
 
@@ -181,11 +189,11 @@ def patch_shares(q_HMD: Tensor, k_KND: Tensor, allowed_HTB: Tensor, scale: float
         means = leaf_means(k_KND, size).repeat_interleave(heads // k_KND.shape[0], 0)
         return torch.einsum("hmd,hpd->hmp", q, means)
 
-    per = config.leaf // config.patch
-    x, leaves = dots(config.patch), allowed.shape[-1]
-    mass = pad(x, (0, leaves * per - x.shape[-1]), value=-math.inf).unflatten(-1, (leaves, per)).logsumexp(-1)
+    per, leaves = config.patches, allowed.shape[-1]
+    x = dots(config.leaf // per)
+    best = pad(x, (0, leaves * per - x.shape[-1]), value=-math.inf).unflatten(-1, (leaves, per)).amax(-1)
     total = dots(config.leaf).masked_fill(~allowed, -math.inf).logsumexp(-1, keepdim=True) + math.log(per)
-    share = (mass - total).exp().masked_fill(~allowed, 0.0)
+    share = (best - total).exp().masked_fill(~allowed, 0.0)
     return pad(share, (0, 0, 0, -m % TILE)).unflatten(1, (-1, TILE)).amax(2)
 
 
@@ -198,12 +206,11 @@ def select(q_HMD: Tensor, k_KND: Tensor, scale: float, config: HSAConfig) -> Ten
     forced = forced_leaves(tiles, leaves, start, config, dev)
     if config.uses_candidates(n):
         allowed = candidate_leaves(q_HMD, k_KND, scale, config).repeat_interleave(groups, 0)
-    if config.codes == "means":
-        share = patch_shares(q_HMD, k_KND, allowed, scale, config)
-    else:
-        share = unit_shares(q_HMD, k_KND, allowed, scale, config)
+    mass = score = unit_shares(q_HMD, k_KND, allowed, scale, config)
+    if config.row_weight:
+        score = mass + config.row_weight * row_shares(q_HMD, k_KND, allowed, scale, config)
     # a forced leaf is read whether it is a candidate or not
-    chosen = top_leaves(share, allowed, forced, config.budget // config.leaf, config.coverage)
+    chosen = top_leaves(score, allowed, forced, config.budget // config.leaf, config.coverage, mass)
     if config.tail:
         share = tail_shares(q_HMD, k_KND, scale, config)
         late, past = tiles - share.shape[1], past_leaves(tiles, leaves, start, config, dev)

@@ -14,10 +14,11 @@ import triton.language as tl
 
 @triton.jit
 def summarise_kernel(
-    k_ptr, rotation_ptr, mean_ptr, code_ptr, code_scale_ptr, n, stride_kh, stride_kn, leaves,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, LEAF: tl.constexpr, SIGN: tl.constexpr,
+    k_ptr, rotation_ptr, mean_ptr, patch_ptr, code_ptr, code_scale_ptr, n, stride_kh, stride_kn, leaves,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, LEAF: tl.constexpr, PER: tl.constexpr, SIGN: tl.constexpr,
 ):  # fmt: skip
-    """Mean of a leaf and, with SIGN, the int8 signs of its centred, rotated keys and their least-squares scales."""
+    """Mean of a leaf and, if it is complete, of its PER patches; with SIGN, the int8 signs of its centred, rotated keys
+    and their least-squares scales."""
     b, h = tl.program_id(0), tl.program_id(1).to(tl.int64)
     d = tl.arange(0, BLOCK_D)
     key = b * LEAF + tl.arange(0, LEAF)
@@ -27,6 +28,10 @@ def summarise_kernel(
     mean = tl.sum(k, 0) / tl.minimum(n - b * LEAF, LEAF).to(tl.float32)
     leaf = h * leaves + b
     tl.store(mean_ptr + leaf * D + d, mean.to(mean_ptr.dtype.element_ty), mask=d < D)
+    if PER > 0:
+        patch = tl.sum(tl.reshape(k, [PER, LEAF // PER, BLOCK_D]), 1) / (LEAF // PER)
+        at = patch_ptr + ((h * PER + tl.arange(0, PER)) * leaves + b)[:, None] * D + d[None, :]
+        tl.store(at, patch.to(patch_ptr.dtype.element_ty), mask=(d < D)[None, :])
     if SIGN:
         centred = tl.where(mask, k - mean[None, :], 0.0)
         square = (d < D)[:, None] & (d < D)[None, :]
@@ -229,16 +234,18 @@ def tail_mass_kernel(
     tl.store(out, mass, mask=(step < leaves)[None, :])
 
 
-@triton.jit(do_not_specialize=["m", "start", "leaves", "patches", "cand_width", "cand_spans"])
-def patch_share_kernel(
-    q_ptr, patch_ptr, mean_ptr, cand_ptr, cand_count_ptr, share_ptr, m, start, stride_qh, stride_qm, leaves, patches,
-    row_stride, cand_width, cand_spans, tiles_per_cand, factor,
+@triton.jit(do_not_specialize=["m", "start", "leaves", "cand_width", "cand_spans"])
+def row_share_kernel(
+    q_ptr, patch_ptr, mean_ptr, cand_ptr, cand_count_ptr, share_ptr, m, start, stride_qh, stride_qm, leaves,
+    row_stride, cand_width, cand_spans, tiles_per_cand, factor, weight,
     G: tl.constexpr, TILE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, LEAF: tl.constexpr, PER: tl.constexpr,
-    STEP: tl.constexpr, HAS_CAND: tl.constexpr,
+    STEP: tl.constexpr, WIDE: tl.constexpr, HAS_CAND: tl.constexpr,
 ):  # fmt: skip
-    """share[h, tile, leaf or candidate]: a leaf's largest share in any row, by PER means of patches of its keys.
+    """share[h, tile, leaf or candidate]: weight times the largest share that any row gives to a patch of the leaf.
 
-    A first pass over the means of leaves gives each row its total; the second reads the patches.
+    A first pass over the means of leaves gives each row its total. The second has patches as rows of the product, so
+    that the maximum over queries stays within a warp; patches lie in PER planes [leaves, D], so that the maximum over
+    those of a leaf is taken component by component.
     """
     t, s = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1).to(tl.int64)
     tiles = tl.num_programs(0)
@@ -255,8 +262,8 @@ def patch_share_kernel(
         cand_ptr += cand * cand_width
     top = tl.full([TILE], -1e30, tl.float32)
     total = tl.zeros([TILE], tl.float32)
-    wide = tl.arange(0, STEP * PER)
-    for b in range(0, limit, STEP * PER):
+    wide = tl.arange(0, WIDE)
+    for b in range(0, limit, WIDE):
         leaf = b + wide
         if HAS_CAND:
             leaf = tl.load(cand_ptr + b + wide, mask=b + wide < limit, other=2147483647)
@@ -268,17 +275,19 @@ def patch_share_kernel(
         total = total * tl.exp2(top - new) + tl.sum(tl.exp2(x - new[:, None]), 1)
         top = new
     lse = top + tl.log2(tl.maximum(total, 1e-30)) + tl.log2(PER * 1.0)
+    lse = tl.where(row < m, lse, float("inf"))  # rows that are none look for nothing
+    q = tl.trans(q)
     j = tl.arange(0, STEP)
     out = share_ptr + (s * tiles + t) * row_stride
     for b in range(0, limit, STEP):
-        col = b + wide // PER
-        leaf = col
+        leaf = b + j
         if HAS_CAND:
-            leaf = tl.load(cand_ptr + col, mask=col < limit, other=2147483647)
+            leaf = tl.load(cand_ptr + b + j, mask=b + j < limit, other=2147483647)
         ok = leaf < own
-        at = patch_ptr + (h * patches + leaf.to(tl.int64) * PER + wide % PER)[:, None] * D + d[None, :]
-        patch = tl.load(at, mask=ok[:, None] & d_mask, other=0.0)
-        x = tl.dot(q, tl.trans(patch), input_precision="ieee") * factor
-        p = tl.where(ok[None, :] & (row < m)[:, None], tl.exp2(x - lse[:, None]), 0.0)
-        share = tl.max(tl.sum(tl.reshape(p, [TILE, STEP, PER]), 2), 0)
+        best = tl.full([STEP, TILE], float("-inf"), tl.float32)
+        for p in tl.static_range(PER):
+            at = patch_ptr + ((h * PER + p) * leaves + leaf)[:, None] * D + d[None, :]
+            patch = tl.load(at, mask=ok[:, None] & d_mask, other=0.0)
+            best = tl.maximum(best, tl.dot(patch, q, input_precision="ieee") * factor - lse[None, :])
+        share = tl.where(ok, tl.exp2(tl.max(best, 1)) * weight, 0.0)
         tl.store(out + b + j, share, mask=b + j < limit)

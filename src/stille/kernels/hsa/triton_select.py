@@ -16,7 +16,7 @@ from stille.kernels.hsa.reference import hadamard_rotation
 from stille.kernels.hsa.triton_score import (
     centre_mass_kernel,
     leaf_mass_kernel,
-    patch_share_kernel,
+    row_share_kernel,
     span_share_kernel,
     summarise_kernel,
     tail_mass_kernel,
@@ -32,19 +32,22 @@ SCORE_ROWS = 64  # rows of mean queries in a scoring program
 @triton.jit(
     do_not_specialize=[
         "rows", "start", "m", "coverage", "tail", "tiles", "cand_width", "cand_spans", "chosen_stride", "row_stride",
+        "rows_stride",
     ]
 )  # fmt: skip
 def select_kernel(
-    mass_ptr, centre_ptr, cand_ptr, cand_count_ptr, index_ptr, count_ptr, chosen_ptr, length_ptr, rows, row_stride,
-    start, keep, m, tail, coverage, tiles, heads, cand_width, tiles_per_cand, cand_spans, chosen_stride, index_stride,
+    mass_ptr, centre_ptr, rows_ptr, cand_ptr, cand_count_ptr, index_ptr, count_ptr, chosen_ptr, length_ptr, rows,
+    row_stride, rows_stride, start, keep, m, tail, coverage, tiles, heads, cand_width, tiles_per_cand, cand_spans,
+    chosen_stride, index_stride,
     SPAN: tl.constexpr, IS_TAIL: tl.constexpr, SHARES: tl.constexpr, ROWS: tl.constexpr, G: tl.constexpr,
-    W: tl.constexpr, TILE: tl.constexpr,
-    LEAF: tl.constexpr, SPAN_TILE: tl.constexpr, SINKS: tl.constexpr, LOCAL: tl.constexpr, HAS_CENTRE: tl.constexpr,
-    HAS_CAND: tl.constexpr, HAS_CHOSEN: tl.constexpr, HAS_COVERAGE: tl.constexpr, HAS_LENGTH: tl.constexpr,
+    W: tl.constexpr, TILE: tl.constexpr, LEAF: tl.constexpr, SPAN_TILE: tl.constexpr, SINKS: tl.constexpr,
+    LOCAL: tl.constexpr, HAS_CENTRE: tl.constexpr, HAS_ROWS: tl.constexpr, HAS_CAND: tl.constexpr,
+    HAS_CHOSEN: tl.constexpr, HAS_COVERAGE: tl.constexpr, HAS_LENGTH: tl.constexpr,
 ):  # fmt: skip
     """Picks the best past leaves of a tile of one query head and writes their ids, ascending.
 
-    With SHARES, `mass` holds shares already, a row for each program. With SPAN, TILE is a span of tiles of SPAN_TILE
+    With SHARES, `mass` holds shares already, a row for each program; with HAS_ROWS, what single rows add stands in
+    `rows`. With SPAN, TILE is a span of tiles of SPAN_TILE
     tokens: it picks candidates. With IS_TAIL, programs are the tiles of the last `tail` queries, from the end.
     The k-th best score is found by bisecting the bits of the (positive) floats: exact, deterministic, no sort.
     """
@@ -87,7 +90,10 @@ def select_kernel(
             x += tl.load(centre_ptr + row[:, None] * row_stride + col[None, :], mask=ok, other=0.0)
         x = tl.where(ok, x, float("-inf"))
         p = tl.exp2(x - tl.maximum(tl.max(x, 1), -1e30)[:, None])
-        score = tl.sum(p / tl.maximum(tl.sum(p, 1), 1e-30)[:, None], 0)
+        score = tl.sum(p / tl.maximum(tl.sum(p, 1), 1e-30)[:, None], 0) / ROWS
+    share = score
+    if HAS_ROWS:
+        score += tl.load(rows_ptr + (s * tiles + t) * rows_stride + col, mask=leaf < own, other=0.0)
     forced = valid & ((leaf < SINKS) | (leaf >= own - LOCAL))
     free = valid & (leaf >= SINKS) & (leaf < own - LOCAL)
     bits = tl.where(free, score.to(tl.int32, bitcast=True), -1)
@@ -101,8 +107,8 @@ def select_kernel(
     ties = need - tl.sum(sure.to(tl.int32), 0)
     sure |= tie & (tl.cumsum(tie.to(tl.int32), 0) <= ties)
     if HAS_COVERAGE:  # the largest threshold whose leaves reach the share wanted
-        mass = tl.where(free, score, 0.0)
-        lack = coverage * tl.sum(tl.where(valid, score, 0.0), 0) - tl.sum(tl.where(forced, score, 0.0), 0)
+        mass = tl.where(free, share, 0.0)
+        lack = coverage * tl.sum(tl.where(valid, share, 0.0), 0) - tl.sum(tl.where(forced, share, 0.0), 0)
         enough = 0
         for i in range(31):
             trial = enough | (1 << (30 - i))
@@ -122,9 +128,10 @@ class KeyMap:
 
     Attributes:
         k_KND: the keys.
-        code_KND: the keys themselves, int8 signs (padded to whole leaves), or means of patches [K, patches, D].
+        code_KND: the keys themselves, or int8 signs (padded to whole leaves).
         scale_KN: scale of each key's signs; None for keys.
-        mean_KBD: leaf means, where candidates, signs or the means of patches need them.
+        mean_KBD: leaf means, where candidates, signs or single rows need them.
+        patch_KPBD: means of the P patches of complete leaves, where single rows search.
         n: keys.
     """
 
@@ -132,6 +139,7 @@ class KeyMap:
     code_KND: Tensor
     scale_KN: Tensor | None
     mean_KBD: Tensor | None
+    patch_KPBD: Tensor | None
     n: int
 
 
@@ -167,34 +175,22 @@ def _rotation(dim: int, like: Tensor) -> Tensor:
 def map_keys(k_KND: Tensor, config: HSAConfig) -> KeyMap:
     """One pass over the keys for means and codes; none at all where the keys themselves are all that is scored."""
     heads, n, dim = k_KND.shape
-    sign = config.codes == "sign"
-    if config.codes == "keys" and not config.uses_candidates(n):
-        return KeyMap(k_KND, k_KND, None, None, n)
-    if config.codes == "means":
-        return KeyMap(k_KND, _means(k_KND, config.patch), None, _means(k_KND, config.leaf), n)
-    leaves = triton.cdiv(n, config.leaf)
-    mean = torch.empty(heads, leaves, dim, device=k_KND.device, dtype=k_KND.dtype)
+    sign, per = config.codes == "sign", config.patches if config.row_weight else 0
+    if not (sign or per or config.uses_candidates(n)):
+        return KeyMap(k_KND, k_KND, None, None, None, n)
+    leaves, dev = triton.cdiv(n, config.leaf), k_KND.device
+    mean = torch.empty(heads, leaves, dim, device=dev, dtype=k_KND.dtype)
+    patch = torch.empty(heads, per, leaves, dim, device=dev, dtype=k_KND.dtype) if per else None
     code, scale = k_KND, None
     if sign:
-        code = torch.empty(heads, leaves * config.leaf, dim, device=k_KND.device, dtype=torch.int8)
-        scale = torch.empty(heads, leaves * config.leaf, device=k_KND.device, dtype=torch.float32)
+        code = torch.empty(heads, leaves * config.leaf, dim, device=dev, dtype=torch.int8)
+        scale = torch.empty(heads, leaves * config.leaf, device=dev, dtype=torch.float32)
     summarise_kernel[(leaves, heads)](
-        k_KND, _rotation(dim, k_KND) if sign else mean, mean, code, mean if scale is None else scale, n,
-        k_KND.stride(0), k_KND.stride(1), leaves, D=dim, BLOCK_D=next_power_of_2(dim), LEAF=config.leaf, SIGN=sign,
-        num_warps=4,
+        k_KND, _rotation(dim, k_KND) if sign else mean, mean, mean if patch is None else patch, code,
+        mean if scale is None else scale, n, k_KND.stride(0), k_KND.stride(1), leaves, D=dim,
+        BLOCK_D=next_power_of_2(dim), LEAF=config.leaf, PER=per, SIGN=sign, num_warps=4,
     )  # fmt: skip
-    return KeyMap(k_KND, code, scale, mean, n)
-
-
-def _means(k_KND: Tensor, size: int) -> Tensor:
-    heads, n, dim = k_KND.shape
-    count = triton.cdiv(n, size)
-    mean = torch.empty(heads, count, dim, device=k_KND.device, dtype=k_KND.dtype)
-    summarise_kernel[(count, heads)](
-        k_KND, mean, mean, mean, mean, n, k_KND.stride(0), k_KND.stride(1), count, D=dim,
-        BLOCK_D=next_power_of_2(dim), LEAF=size, SIGN=False, num_warps=4,
-    )  # fmt: skip
-    return mean
+    return KeyMap(k_KND, code, scale, mean, patch, n)
 
 
 def select(
@@ -215,30 +211,23 @@ def select(
         lengths_B: queries (and keys) that each of B equal groups of heads really has; None: M.
         want_map: fill `chosen_HTB`.
     """
-    heads, m, dim = q_HMD.shape
+    heads, m, _ = q_HMD.shape
     k_heads, leaf, unit, dev = keys.code_KND.shape[0], config.leaf, config.unit, q_HMD.device
     groups, start, leaves = heads // k_heads, keys.n - m, triton.cdiv(keys.n, leaf)
     units, tiles, keep = triton.cdiv(m, unit), triton.cdiv(m, TILE), config.budget // leaf
     rows, factor = units * groups, scale * LOG2_E
 
-    sign, by_rows, has_cand = config.codes == "sign", config.codes == "means", config.uses_candidates(keys.n)
+    sign, has_cand = config.codes == "sign", config.uses_candidates(keys.n)
     mean_q, code_q, scale_q = _unit_means(q_HMD, k_heads, factor, config)
     cand = cand_count = mean_q
     spans, width = 0, leaves
     if has_cand:
         cand, cand_count = _candidates(mean_q, keys, m, groups, factor, config)
         spans, width = cand.shape[1:]
-    if by_rows:
-        mass = centre = torch.empty(heads * tiles, triton.cdiv(width, 16) * 16, device=dev, dtype=torch.float32)
-        per = leaf // config.patch
-        patch_share_kernel[(tiles, heads)](
-            q_HMD, keys.code_KND, keys.mean_KBD, cand, cand_count, mass, m, start, q_HMD.stride(0), q_HMD.stride(1),
-            leaves, keys.code_KND.shape[1], mass.stride(0), width, spans, config.span // TILE, factor, G=groups,
-            TILE=TILE, D=dim, BLOCK_D=next_power_of_2(dim), LEAF=leaf, PER=per, STEP=64 // per, HAS_CAND=has_cand,
-            num_warps=8, num_stages=3 if dim <= 128 else 1,
-        )  # fmt: skip
-    else:
-        mass, centre = _unit_masses(mean_q, code_q, scale_q, keys, cand, cand_count, m, width, groups, factor, config)
+    mass, centre = _unit_masses(mean_q, code_q, scale_q, keys, cand, cand_count, m, width, groups, factor, config)
+    alone = None
+    if keys.patch_KPBD is not None:
+        alone = _row_shares(q_HMD, keys, cand, cand_count, spans, width, factor, config)
 
     index = torch.empty(heads, tiles, keep, device=dev, dtype=torch.int32)
     count = torch.empty(heads, tiles, device=dev, dtype=torch.int32)
@@ -252,19 +241,20 @@ def select(
         HAS_CHOSEN=want_map, HAS_LENGTH=lengths_B is not None,
     )  # fmt: skip
     select_kernel[(tiles, heads)](
-        mass, centre, cand, cand_count, index, count, count if chosen is None else chosen, lengths, rows,
-        mass.stride(-2), start, keep, m, 0, config.coverage or 1.0, tiles, heads // batch, width, config.span // TILE,
-        spans, leaves, keep, SPAN=False, IS_TAIL=False, SHARES=by_rows, ROWS=per_tile, G=groups, W=w, HAS_CENTRE=sign,
-        HAS_CAND=has_cand, HAS_COVERAGE=config.coverage is not None,
+        mass, centre, mass if alone is None else alone, cand, cand_count, index, count,
+        count if chosen is None else chosen, lengths, rows, mass.stride(1), 0 if alone is None else alone.stride(0),
+        start, keep, m, 0, config.coverage or 1.0, tiles, heads // batch, width, config.span // TILE,
+        spans, leaves, keep, SPAN=False, IS_TAIL=False, SHARES=False, ROWS=per_tile, G=groups, W=w, HAS_CENTRE=sign,
+        HAS_ROWS=alone is not None, HAS_CAND=has_cand, HAS_COVERAGE=config.coverage is not None,
         num_warps=_select_warps(w * max(1, per_tile // 2)), **forced,
     )  # fmt: skip
     if config.tail:
         share = _tail_shares(q_HMD, keys.k_KND, lengths_B, factor, config)
         select_kernel[(share.shape[1], heads)](
-            share, share, cand, cand_count, index, count, count if chosen is None else chosen, lengths, 0, leaves,
-            start, keep, m, config.tail, 1.0, tiles, heads // batch, leaves, 1, 0, leaves, keep, SPAN=False,
-            IS_TAIL=True, SHARES=True, ROWS=1, G=groups, W=_padded(leaves), HAS_CENTRE=False, HAS_CAND=False,
-            HAS_COVERAGE=False, num_warps=_select_warps(_padded(leaves)), **forced,
+            share, share, share, cand, cand_count, index, count, count if chosen is None else chosen, lengths, 0,
+            leaves, 0, start, keep, m, config.tail, 1.0, tiles, heads // batch, leaves, 1, 0, leaves, keep, SPAN=False,
+            IS_TAIL=True, SHARES=True, ROWS=1, G=groups, W=_padded(leaves), HAS_CENTRE=False, HAS_ROWS=False,
+            HAS_CAND=False, HAS_COVERAGE=False, num_warps=_select_warps(_padded(leaves)), **forced,
         )  # fmt: skip
     return Selection(index, count, chosen, mean_q, units)
 
@@ -316,6 +306,28 @@ def _unit_masses(
     return mass, centre
 
 
+def _row_shares(
+    q_HMD: Tensor, keys: KeyMap, cand: Tensor, cand_count: Tensor, spans: int, width: int, factor: float,
+    config: HSAConfig,
+) -> Tensor:  # fmt: skip
+    """Weighted shares [H * T, width] that single rows give to leaves or candidates."""
+    assert keys.patch_KPBD is not None
+    (heads, m, dim), (k_heads, per, leaves, _) = q_HMD.shape, keys.patch_KPBD.shape
+    tiles, block_d = triton.cdiv(m, TILE), next_power_of_2(dim)
+    share = torch.empty(heads * tiles, triton.cdiv(width, 16) * 16, device=q_HMD.device, dtype=torch.float32)
+    held = per * block_d * q_HMD.element_size()  # bytes of a leaf's patches
+    step = min(64, max(16, 65536 // held))
+    warps = 8 if held > 512 else 4
+    row_share_kernel[(tiles, heads)](
+        q_HMD, keys.patch_KPBD, keys.mean_KBD, cand, cand_count, share, m, keys.n - m, q_HMD.stride(0),
+        q_HMD.stride(1), leaves, share.stride(0), width, spans, config.span // TILE, factor, config.row_weight,
+        G=heads // k_heads, TILE=TILE, D=dim, BLOCK_D=block_d, LEAF=config.leaf, PER=per, STEP=step,
+        WIDE=64 if warps == 4 or block_d > 128 else 128, HAS_CAND=config.uses_candidates(keys.n), num_warps=warps,
+        num_stages=2,
+    )  # fmt: skip
+    return share
+
+
 def _tail_shares(q_HMD: Tensor, k_KND: Tensor, lengths_B: Tensor | None, factor: float, config: HSAConfig) -> Tensor:
     """[H, E, leaves]: largest share of each leaf in any row of the E last tiles, counted from the end."""
     (heads, m, dim), n = q_HMD.shape, k_KND.shape[1]
@@ -353,10 +365,10 @@ def _candidates(
     cand = torch.empty(k_heads, spans, width, device=mean_q.device, dtype=torch.int32)
     count = torch.empty(k_heads, spans, device=mean_q.device, dtype=torch.int32)
     select_kernel[(spans, k_heads)](
-        share, share, cand, count, cand, count, count, count, rows, leaves, start, width, m, 0, 1.0, spans, 1, 0, 1, 0,
-        0, width, SPAN=True, IS_TAIL=False, SHARES=True, ROWS=1, G=groups, W=w, TILE=config.span, LEAF=leaf,
-        SPAN_TILE=TILE, SINKS=config.sinks // leaf, LOCAL=config.local // leaf, HAS_CENTRE=False, HAS_CAND=False,
-        HAS_CHOSEN=False, HAS_COVERAGE=False, HAS_LENGTH=False, num_warps=_select_warps(w),
+        share, share, share, cand, count, cand, count, count, count, rows, leaves, 0, start, width, m, 0, 1.0, spans, 1,
+        0, 1, 0, 0, width, SPAN=True, IS_TAIL=False, SHARES=True, ROWS=1, G=groups, W=w, TILE=config.span, LEAF=leaf,
+        SPAN_TILE=TILE, SINKS=config.sinks // leaf, LOCAL=config.local // leaf, HAS_CENTRE=False, HAS_ROWS=False,
+        HAS_CAND=False, HAS_CHOSEN=False, HAS_COVERAGE=False, HAS_LENGTH=False, num_warps=_select_warps(w),
     )  # fmt: skip
     return cand, count
 
