@@ -94,7 +94,7 @@ def decoded(exam: Exam, config: HSAConfig) -> Tensor:
         x.unflatten(2, (-1, PAGE)).transpose(1, 2).reshape(pages, k_heads, PAGE, dim).contiguous()
         for x in (exam.k_BKND, exam.v_BKND)
     )
-    codes = PageCodes.allocate(k.shape, config, k.dtype, dev)
+    codes = PageCodes.allocate(k.shape, config, dev)
     update_codes(k, codes, torch.arange(pages * PAGE, device=dev), config)
     table = torch.arange(pages, dtype=torch.int32, device=dev).view(batch, -1)
     lengths = torch.full((batch,), n, dtype=torch.int32, device=dev)

@@ -73,7 +73,7 @@ def fill(
         part.add_(part.roll(1, 2)).add_(0.3)
     q = torch.randn(sequences, heads, dim, device="cuda", generator=random).to(BF16) * 2
     order = torch.randperm(pages - 1, device="cuda", generator=random) + 1
-    codes = PageCodes.allocate(k.shape, config, BF16, "cuda")
+    codes = PageCodes.allocate(k.shape, config, "cuda")
     leaf = config.decode_leaf
     update_codes(k, codes, torch.arange(leaf - 1, pages * PAGE, leaf, device="cuda", dtype=torch.int32), config)
     return Cache(k, v, q, codes, order.view(sequences, width).int(), config)
@@ -92,11 +92,12 @@ def check() -> None:
         got = hsa_decode(c.q, c.k, c.v, c.codes, c.table, lengths, c.scale, everything)
         want = dense_decode(c.q, c.k, c.v, c.table, lengths, c.scale)
         expect(f"{name}, budget for everything, against dense", got, want, 1e-2)
-    update = PageCodes.allocate(c.k.shape, config, BF16, "cuda")
+    update = PageCodes.allocate(c.k.shape, config, "cuda")
     turn = signatures.hadamard(dim, c.k)
     slots = torch.arange(64, 64 * 64, device="cuda")
-    ref.update_codes(c.k, update.signs, update.scales, update.means, turn, slots, config.decode_leaf)
-    expect("signs", ref.unpack_signs(c.codes.signs[1:64]), ref.unpack_signs(update.signs[1:64]), 0.2)
+    ref.update_codes(c.k, *update.parts, turn, slots, config.decode_leaf)
+    got, want = (ref.unpack_signs(x.signs[1:64], dim) for x in (c.codes, update))
+    expect("signs", got, want, 0.2)
     expect("scales", c.codes.scales[1:64], update.scales[1:64], 1e-2)
 
 
@@ -123,7 +124,7 @@ def check_selected(name: str, c: Cache, table: Tensor, lengths: Tensor, workspac
         read = torch.zeros(kv_heads, leaves, dtype=torch.bool, device="cuda")
         for head in range(kv_heads):
             read[head, workspace.index_SKL[row, head, : int(workspace.count_SK[row, head])].long()] = True
-        codes = ref.gather_codes(c.codes.signs, c.codes.scales, c.codes.means, table[row], length)
+        codes = ref.gather_codes(*c.codes.parts, table[row], length)
         wanted = ref.chosen_leaves(q[row], codes, turn, length, c.scale, c.config)
         agree, total = agree + int((read & wanted).sum()), total + int(wanted.sum())
         if int(read.sum()) != int(wanted.sum()):
@@ -280,17 +281,14 @@ def sweep(c: Cache) -> list[str]:
     for sequences in (1, 16):
         own = decode_cut(sequences, KV_HEADS, HEADS // KV_HEADS, DIM, 2, (128 << 10) // CONFIG.decode_leaf)
         scores = [
-            replace(own, score_pages=p, score_warps=w, score_stages=g, score_splits=s)
-            for (p, w, g), s in itertools.product(
-                ((4, 1, 1), (2, 1, 1), (1, 1, 1), (4, 2, 1), (4, 4, 1), (8, 4, 1), (4, 4, 2), (4, 4, 3), (8, 4, 3)),
-                (64, 128) if sequences == 1 else (8, 16),
-            )
+            replace(own, score_pages=p, score_splits=s)
+            for p, s in itertools.product((1, 2, 4), (128, 256, 512) if sequences == 1 else (8, 16, 32))
         ]
         selects = [replace(own, select_warps=w) for w in (8, 16, 32)]
         attends = [
             replace(own, attend_splits=s, attend_keys=t, attend_warps=w, attend_stages=g)
             for s, t, w, g in (
-                ((16, 64, 4, 3), (32, 64, 4, 2), (32, 64, 2, 3), (64, 64, 4, 3), (32, 128, 4, 2), (64, 32, 4, 3))
+                ((16, 64, 4, 3), (32, 64, 4, 3), (32, 64, 2, 2), (64, 64, 2, 3), (32, 128, 4, 2), (32, 128, 4, 1))
                 if sequences == 1
                 else ((2, 64, 4, 3), (4, 64, 4, 2), (4, 64, 2, 3), (8, 64, 4, 3), (4, 128, 4, 2), (4, 128, 8, 2))
             )

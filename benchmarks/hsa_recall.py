@@ -153,7 +153,7 @@ def decode_recall(
         ranks[name] = ranked(share.sum(1), past, forced)
     codes = signatures(k_KND, leaf)
     marks = [
-        paged.ranks(paged.leaf_log_mass(q_HRD[:, i], leading(codes, (p + 1) // leaf), rotation, scale), k_heads)
+        paged.ranks(paged.leaf_log_mass(q_HRD[:, i], leading(codes, p // leaf), rotation, scale), k_heads)
         for rotation in [hadamard(k_KND.shape[2], q_HRD.float())]
         for i, p in enumerate(rows.tolist())
     ]
@@ -170,7 +170,7 @@ def decode_recall(
 def signatures(k_KND: Tensor, leaf: int) -> paged.Codes:
     """What the paged cache keeps of the keys, in the precision that it keeps."""
     codes = paged.encode(k_KND.unflatten(1, (-1, leaf)), hadamard(k_KND.shape[2], k_KND.float()))
-    return paged.Codes(codes.signs, codes.scales.half(), codes.means.to(k_KND.dtype))
+    return paged.Codes(codes.signs, codes.scales.half(), paged.unpack_means(*paged.pack_means(codes.means)))
 
 
 def leading(codes: paged.Codes, leaves: int) -> paged.Codes:

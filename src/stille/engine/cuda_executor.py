@@ -92,7 +92,7 @@ class CudaExecutor:
         if config.hsa is not None:
             from stille.kernels.hsa.paged import HSAWorkspace, PageCodes
 
-            page_bytes += layers * PageCodes.bytes_per_page(kv_heads, self._head_dim, config.hsa, weight.element_size())
+            page_bytes += layers * PageCodes.bytes_per_page(kv_heads, self._head_dim, config.hsa)
             # Before the pages are planned: in long contexts it takes a share of the memory.
             workspace = HSAWorkspace(
                 most, heads, kv_heads, self._head_dim, self._max_len, config.hsa, self.dtype, self.device
@@ -105,7 +105,7 @@ class CudaExecutor:
         if config.hsa is not None and workspace is not None:
             from stille.engine.cuda_hsa import SparseCache
 
-            self._cache.sparse = SparseCache(config.hsa, cache_shape, self.dtype, self.device, workspace)
+            self._cache.sparse = SparseCache(config.hsa, cache_shape, self.device, workspace)
             self._rule, self.codes = self._cache.sparse.rule, self._cache.sparse.codes
         self._fused = FusedDecoder(model, self._cache, most, config.max_model_len) if is_dense(shape) else None
         if self._fused is None:

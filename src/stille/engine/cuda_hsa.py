@@ -42,7 +42,7 @@ class SparseCache:
     Args:
         config: of the engine.
         shape: of the cache, [layers, pages, K, 64, D].
-        dtype, device: of the cache.
+        device: of the cache.
         workspace: for decode steps.
     """
 
@@ -50,13 +50,12 @@ class SparseCache:
         self,
         config: HSAConfig,
         shape: tuple[int, ...],
-        dtype: torch.dtype,
         device: torch.device,
         workspace: HSAWorkspace,
     ):
         self.config = config
         self.rule = PromptRule.of(config)
-        self.codes = PageCodes.allocate(shape, config, dtype, device)
+        self.codes = PageCodes.allocate(shape, config, device)
         self._of_layer = [self.codes.layer(layer) for layer in range(shape[0])]
         self._workspace = workspace
 

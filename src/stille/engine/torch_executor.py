@@ -46,7 +46,7 @@ class TorchExecutor:
         layers = int(shape.num_hidden_layers)
         page_bytes = 2 * layers * heads * PAGE_SIZE * width * weight.element_size()
         if config.hsa is not None:
-            page_bytes += layers * PageCodes.bytes_per_page(heads, width, config.hsa, weight.element_size())
+            page_bytes += layers * PageCodes.bytes_per_page(heads, width, config.hsa)
         self.num_pages = plan_pages(config, page_bytes, self.device)
         # Zeros, not empty: masked positions still enter the products, and 0 x garbage may be NaN. On CPU the system
         # hands out zeroed memory as it is touched, so an unused cache costs nothing.
@@ -54,7 +54,7 @@ class TorchExecutor:
         self.keys = torch.zeros(cache, dtype=weight.dtype, device=self.device)
         self.values = torch.zeros(cache, dtype=weight.dtype, device=self.device)
         self.rule = None if config.hsa is None else PromptRule.of(config.hsa)
-        self.codes = None if config.hsa is None else PageCodes.allocate(cache, config.hsa, weight.dtype, self.device)
+        self.codes = None if config.hsa is None else PageCodes.allocate(cache, config.hsa, self.device)
         model.model.rope_table(config.max_model_len)
 
     def warmup(self) -> None:
@@ -130,7 +130,7 @@ class PagedAttention:
         out_NHD = torch.empty_like(q_NHD)
         if self._executor.codes is not None and self._executor.rule is not None:
             layer_codes, config = self._executor.codes.layer(layer), self._executor.rule.config
-            codes = layer_codes.signs, layer_codes.scales, layer_codes.means, signatures.hadamard(keys.shape[-1], keys)
+            codes = *layer_codes.parts, signatures.hadamard(keys.shape[-1], keys)
             slots_N = self._page_N * PAGE_SIZE + self._offset_N
             paged_reference.update_codes(keys, *codes, slots_N, config.decode_leaf)
             if self._decodes:

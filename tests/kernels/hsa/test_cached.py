@@ -48,7 +48,7 @@ def by_specification(q_HMD, k_KND, v_KND, positions, config):
         length = position + 1
         q, k, v = q_HMD[:, row], k_KND[:, :length], v_KND[:, :length]
         logits = torch.einsum("hd,hnd->hn", q, k.repeat_interleave(groups, 0)) * scale
-        whole = logits[:, : length // leaf * leaf].unflatten(1, (-1, leaf)).logsumexp(-1)
+        whole = logits[:, : (length - 1) // leaf * leaf].unflatten(1, (-1, leaf)).logsumexp(-1)
         read = paged_reference.select(paged_reference.ranks(whole, k.shape[0]), length, config)
         mask = read.repeat_interleave(groups, 0).repeat_interleave(leaf, 1)[:, :length]
         weights = logits.masked_fill(~mask, -math.inf).softmax(-1)

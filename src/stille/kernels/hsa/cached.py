@@ -15,7 +15,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from stille.kernels.hsa import api
 from stille.kernels.hsa.config import HSAConfig
 from stille.kernels.hsa.ops import compiled_attention
-from stille.kernels.hsa.paged_reference import FINEST, STEPS
+from stille.kernels.hsa.paged_reference import FINEST, GRID_BITS, RANK_BITS
 
 FEW = 16
 """So many queries over a cache choose row by row; more share their choice by tiles."""
@@ -171,12 +171,12 @@ def _choose(
     score = pad(score.unflatten(2, (-1, groups)), (0, -n % leaf))
     mass = score.unflatten(-1, (-1, leaf)).logsumexp(-1)
     leaves = mass.shape[-1]
-    b, whole = torch.arange(leaves, device=mass.device), (last_B1M1 + 1) // leaf
+    b, whole = torch.arange(leaves, device=mass.device), last_B1M1 // leaf
     share = mass.masked_fill((b >= whole)[..., None, :], float("-inf")).softmax(-1).nan_to_num(0.0).mean(3)
     # Ranks of the shares, then the earlier leaf first: integers without ties.
-    rank = ((share.view(torch.int32) - FINEST).clamp(min=0) >> 15).clamp(max=STEPS)
+    rank = ((share.view(torch.int32) - FINEST).clamp(min=0) >> GRID_BITS).clamp(max=(1 << RANK_BITS) - 1)
     always = (b < config.sinks // leaf) | (b >= whole - config.local // leaf)
-    rank = (rank.masked_fill(always, STEPS + 1) * leaves + (leaves - 1 - b)).masked_fill(b > last_B1M1 // leaf, -1)
+    rank = (rank.masked_fill(always, 1 << RANK_BITS) * leaves + (leaves - 1 - b)).masked_fill(b > last_B1M1 // leaf, -1)
     best, chosen = rank.topk(min(config.budget // leaf, leaves), -1)
     token = chosen[..., None] * leaf + torch.arange(leaf, device=chosen.device)
     read = (best >= 0)[..., None] & (token <= last_B1M1[..., None])

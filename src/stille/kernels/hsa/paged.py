@@ -29,10 +29,11 @@ class PageCodes:
     """Signatures of the key pages of one layer, or, with one more leading axis, of all layers.
 
     Attributes:
-        signs: uint8 [.., num_pages, K, 64, D/8]: bit i of byte b is the sign of component 8b + i of the rotated key
-            minus its leaf's mean.
+        signs: uint8 [.., num_pages, K, 64, 4 * ceil(D / 32)]: bit i of byte b is the sign of component 8b + i of the
+            rotated key minus its leaf's mean.
         scales: float16 [.., num_pages, K, 64]: mean absolute component of the same.
-        means: [.., num_pages, K, 64 // decode_leaf, D], in the keys' dtype.
+        means: int8 [.., num_pages, K, 64 // decode_leaf, D]: means of the rotated keys of a leaf.
+        mean_scales: float16 [.., num_pages, K, 64 // decode_leaf]: what a mean's components are multiples of.
         rotation: orthogonal [K, D, D], or [layers, K, D, D], in the keys' dtype (`signatures.learn_rotation`). None:
             the randomised Hadamard matrix.
     """
@@ -40,18 +41,21 @@ class PageCodes:
     signs: Tensor
     scales: Tensor
     means: Tensor
+    mean_scales: Tensor
     rotation: Tensor | None = None
 
+    @property
+    def parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What is kept of the keys: signs, scales, means, mean_scales."""
+        return self.signs, self.scales, self.means, self.mean_scales
+
     @staticmethod
-    def allocate(
-        shape: Sequence[int], config: HSAConfig, dtype: torch.dtype, device: torch.device | str
-    ) -> "PageCodes":
+    def allocate(shape: Sequence[int], config: HSAConfig, device: torch.device | str) -> "PageCodes":
         """Codes of empty pages.
 
         Args:
             shape: of the key pages: (num_pages, K, 64, D), with the number of layers in front if there are several.
             config: its decode_leaf counts.
-            dtype: of the keys.
             device: of the pages.
 
         Raises:
@@ -63,24 +67,21 @@ class PageCodes:
             raise ValueError(f"shape is {tuple(shape)}: expected ([layers,] num_pages, kv_heads, {PAGE}, head_dim)")
         _check_width(dim)
         return PageCodes(
-            torch.zeros(*front, PAGE, dim // 8, dtype=torch.uint8, device=device),
+            torch.zeros(*front, PAGE, reference.sign_bytes(dim), dtype=torch.uint8, device=device),
             torch.zeros(*front, PAGE, dtype=torch.float16, device=device),
-            torch.zeros(*front, PAGE // config.decode_leaf, dim, dtype=dtype, device=device),
+            torch.zeros(*front, PAGE // config.decode_leaf, dim, dtype=torch.int8, device=device),
+            torch.zeros(*front, PAGE // config.decode_leaf, dtype=torch.float16, device=device),
         )
 
     def layer(self, index: int) -> "PageCodes":
         """The codes of one layer; views."""
         turn = None if self.rotation is None else self.rotation[index]
-        return PageCodes(self.signs[index], self.scales[index], self.means[index], turn)
+        return PageCodes(*(part[index] for part in self.parts), rotation=turn)
 
     @staticmethod
-    def bytes_per_page(kv_heads: int, head_dim: int, config: HSAConfig, itemsize: int) -> int:
-        """Memory of one page of one layer.
-
-        Args:
-            itemsize: bytes of a component of a key.
-        """
-        return kv_heads * (PAGE * (head_dim // 8 + 2) + PAGE // config.decode_leaf * head_dim * itemsize)
+    def bytes_per_page(kv_heads: int, head_dim: int, config: HSAConfig) -> int:
+        """Memory of one page of one layer."""
+        return kv_heads * (PAGE * (reference.sign_bytes(head_dim) + 2) + PAGE // config.decode_leaf * (head_dim + 2))
 
 
 @dataclass(frozen=True)
@@ -88,10 +89,8 @@ class DecodeCut:
     """How the launches of a decode are cut up.
 
     Attributes:
-        score_splits: programs that score a (sequence, key head), a power of two.
-        score_pages: pages that such a program takes at a time, a power of two.
-        score_warps: its warps; 16 keys for each must be in score_pages.
-        score_stages: tiles in flight.
+        score_splits: programs of one warp that score a (sequence, key head), a power of two.
+        score_pages: pages that such a program takes at a time: 1, 2 or 4.
         select_warps: of the program that selects for a (sequence, key head).
         attend_splits: most programs that attend for one, a power of two.
         attend_keys: keys of an iteration.
@@ -99,9 +98,7 @@ class DecodeCut:
     """
 
     score_splits: int
-    score_pages: int = 4
-    score_warps: int = 1
-    score_stages: int = 1
+    score_pages: int = 2
     select_warps: int = 16
     attend_splits: int = 32
     attend_keys: int = 64
@@ -118,15 +115,15 @@ def decode_cut(sequences: int, kv_heads: int, group: int, head_dim: int, itemsiz
     """
     programs = sequences * kv_heads
     wide = head_dim * itemsize
-    pages, warps = (4, 1) if group <= 4 else (2, 2) if group <= 8 else (1, 4)
+    pages = 1 if group > 4 and head_dim > 128 else 2
     most = next_power_of_2(max(1, leaves // (16 * pages)))  # more splits would have nothing to do
     return DecodeCut(
-        score_splits=min(max(1, next_power_of_2(2048 // programs + 1) // 2), most, 128),
+        score_splits=min(max(1, next_power_of_2(2048 // programs + 1) // 2), most, 256),
         score_pages=pages,
-        score_warps=warps,
         select_warps=4 if leaves <= 1024 else 8 if leaves <= 4096 else 16 if leaves <= 8192 else 32,
         attend_splits=32 if programs <= 32 else 8 if programs <= 64 else 4,
         attend_keys=64 if wide <= 256 else 32,
+        attend_warps=2 if programs <= 32 and wide <= 256 and group <= 16 else 4,
         attend_stages=3 if wide <= 256 else 2,
     )
 
@@ -181,18 +178,22 @@ class HSAWorkspace:
         def empty(size: int, dtype: torch.dtype) -> Tensor:
             return torch.empty(size, dtype=dtype, device=device)
 
-        self.code = empty(cells * columns * padded_width(head_dim), torch.int8)
+        self.code = empty(cells * 2 * columns * padded_width(head_dim), torch.int8)
         self.coef = empty(cells * columns, torch.float32)
-        self.mass = empty(cells * columns // 2 * self.leaves, torch.float32)
+        self.mass_width = -(-self.leaves // 16) * 16  # rows of aligned beginnings
+        self.mass = empty(cells * columns // 2 * self.mass_width, torch.float32)
         self.mass_stat = empty(scored * columns, torch.float32)
         keep = config.budget // config.decode_leaf
-        self.index_SKL, self.place_SKL = (
-            empty(cells * keep, torch.int32).view(sequences, kv_heads, keep) for _ in range(2)
-        )
+        self.choice_SKL = empty(cells * keep, torch.int64).view(sequences, kv_heads, keep)
         self.count_SK = empty(cells, torch.int32).view(sequences, kv_heads)
         self.part = empty(attended * head_dim, torch.float32)
         self.part_stat = empty(attended * 2, torch.float32)
         self.ticket = torch.zeros(cells, dtype=torch.int32, device=device)
+
+    @property
+    def index_SKL(self) -> Tensor:
+        """Leaves that the last call has read, in ascending order; so many count as `count_SK` says."""
+        return self.choice_SKL >> 32
 
     def cut(self, sequences: int) -> DecodeCut:
         """The cut of a call with so many sequences."""
@@ -220,11 +221,11 @@ def update_codes(k_pages: Tensor, codes: PageCodes, slots_N: Tensor, config: HSA
     _check_codes(k_pages, codes, config)
     rotation = _rotation(codes, k_pages)
     if runs_triton(k_pages):
-        from stille.kernels.hsa.triton_codes import prepare
+        from stille.kernels.hsa.triton_codes import encode_slots
 
-        prepare(k_pages, codes.signs, codes.scales, codes.means, rotation, slots_N, config.decode_leaf)
+        encode_slots(k_pages, *codes.parts, rotation, slots_N, config.decode_leaf)
     else:
-        reference.update_codes(k_pages, codes.signs, codes.scales, codes.means, rotation, slots_N, config.decode_leaf)
+        reference.update_codes(k_pages, *codes.parts, rotation, slots_N, config.decode_leaf)
 
 
 def hsa_decode(
@@ -246,21 +247,22 @@ def hsa_decode(
 ) -> Tensor:
     """Sparse attention of one query token per sequence: at most `config.budget` cached keys per key head are read.
 
-    A sequence that fits the budget is attended in full. Otherwise sinks, local window and the incomplete leaf, and the
-    leaves of `config.decode_leaf` keys that the signatures put first; one choice for all query heads of a key head.
+    A sequence that fits the budget is attended in full. Otherwise sinks, local window and the newest token's leaf, and
+    the leaves of `config.decode_leaf` keys that the signatures put first; one choice for all query heads of a key head.
     Of the config, only budget, decode_leaf, sinks and local count here. Nothing waits for the GPU, and launches depend
     on shapes only: the call can be captured in a CUDA graph after one call outside of it.
 
     Args:
         q_SHD: queries of the newest tokens, whose keys and values are already in the cache.
         k_pages, v_pages: the layer's cache.
-        codes: the layer's codes, up to date for complete leaves before the local window (`update_codes`).
+        codes: the layer's codes, up to date for the leaves before the newest token's (`update_codes`).
         page_table_SP: int32 (int64 is fine), pages of each sequence, in order; entries beyond its length are not read.
             With `table_stride` and a workspace it may be flat.
         lengths_S: tokens in the cache, the newest included; 0 gives a row of zeros (padding).
         scale: factor of the scores.
         config: sizes.
-        slots_N: slots that this step has written; their leaves' codes are updated first, in the same launch.
+        slots_N: slots that this step has written. The codes of leaves that end with one of them are updated on the way,
+            and first used by the next call.
         sequences: rows of q that are sequences, the first ones; None: as many as there are lengths.
         table_stride: entries from one row of a flat table to the next; an integer, or a tensor with one, which a
             captured graph reads anew.
@@ -290,9 +292,8 @@ def hsa_decode(
         if table.ndim != 2:
             table = table[: sequences * int(stride)].view(sequences, -1)
         result = reference.hsa_decode(
-            q_SHD[:sequences], k_pages, v_pages, codes.signs, codes.scales, codes.means, rotation, table,
-            lengths_S[:sequences], scale, config,
-        )  # fmt: skip
+            q_SHD[:sequences], k_pages, v_pages, *codes.parts, rotation, table, lengths_S[:sequences], scale, config
+        )
         if out is None:
             return result
         out[:sequences] = result
@@ -362,9 +363,10 @@ def _check_codes(k_pages: Tensor, codes: PageCodes, config: HSAConfig) -> None:
         names = ", ".join(str(dtype) for dtype in IN_TRITON)
         raise UnsupportedError(f"the pages are {k_pages.dtype}: expected one of {names}.")
     wanted = {
-        "signs": ((pages, kv_heads, PAGE, dim // 8), torch.uint8),
+        "signs": ((pages, kv_heads, PAGE, reference.sign_bytes(dim)), torch.uint8),
         "scales": ((pages, kv_heads, PAGE), torch.float16),
-        "means": ((pages, kv_heads, PAGE // config.decode_leaf, dim), k_pages.dtype),
+        "means": ((pages, kv_heads, PAGE // config.decode_leaf, dim), torch.int8),
+        "mean_scales": ((pages, kv_heads, PAGE // config.decode_leaf), torch.float16),
     }
     if codes.rotation is not None:
         wanted["rotation"] = ((kv_heads, dim, dim), k_pages.dtype)

@@ -1,16 +1,16 @@
 """Specification of HSA's decode over a paged cache, in plain torch; also what runs without Triton.
 
-S sequences with one query each, H query heads, K key heads (H = K * G), D head width, B complete leaves of a sequence,
-`decode_leaf` keys each, F = 64 // decode_leaf of them in a page.
+S sequences with one query each, H query heads, K key heads (H = K * G), D head width, B leaves of a sequence before
+the newest token's, `decode_leaf` keys each, F = 64 // decode_leaf of them in a page.
 
-1. Codes. Once its last key is written, a leaf gets its mean key (rounded to the keys' dtype), and each of its keys a
-   signature: the key minus the mean, rotated, reduced to signs (one bit per dimension) and one scale, the mean absolute
-   component.
-2. Scores. A query head estimates the log-mass of a leaf, q.mean + log sum_j exp(scale_j (R q).sign_j). A softmax over
-   the complete leaves makes shares of them; a key head averages those of its query heads. So one selection serves the
-   group.
-3. Selection. Sinks, local window and the incomplete leaf at the end always; then the leaves of the largest shares, up
-   to `budget` keys in all. Shares are compared on a grid, 256 steps per octave, down to 2^-32; equal: the earlier leaf.
+1. Codes. Keys are rotated. Once its last key is written, a leaf gets the mean of its keys, in 8 bits and a scale, and
+   each of its keys a signature: the key minus the mean, reduced to signs (one bit per dimension) and one scale, the
+   mean absolute component.
+2. Scores. A query head estimates the log-mass of a leaf, (R q).mean + log sum_j exp(scale_j (R q).sign_j). A softmax
+   over the leaves before that of the newest token makes shares of them; a key head averages those of its query heads.
+   So one selection serves the group.
+3. Selection. Sinks, local window and the newest token's leaf always; then the leaves of the largest shares, up to
+   `budget` keys in all. Shares are compared on a grid, 32 steps per octave, down to 2^-32; equal: the earlier leaf.
    A context that fits the budget is read in full.
 4. Exact softmax attention over what was selected.
 """
@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from stille.kernels.hsa.config import HSAConfig
 from stille.kernels.triton_support import PAGE
@@ -27,28 +28,37 @@ from stille.kernels.triton_support import PAGE
 FINEST = 95 << 23
 """Bits of 2^-32 as a float32: the smallest share that is told from nothing."""
 
-STEPS = 8191
-"""The largest rank."""
+GRID_BITS = 18
+"""Bits of a share, as a float32, that its rank does not see."""
+
+RANK_BITS = 10
+"""Bits of a rank."""
 
 
 class Codes(NamedTuple):
-    """Signatures of a leaf's keys [.., leaf, D/8] and their scales [.., leaf], and the leaf's mean [.., D]."""
+    """Signs of a leaf's keys [.., leaf, sign_bytes(D)] and their scales [.., leaf]; the leaf's rotated mean [.., D]."""
 
     signs: Tensor
     scales: Tensor
     means: Tensor
 
 
+def sign_bytes(dim: int) -> int:
+    """Bytes that the signs of a key take: whole words of 32 bits."""
+    return -(-dim // 32) * 4
+
+
 def pack_signs(turned: Tensor) -> Tensor:
-    """uint8 [.., D/8]: bit i of byte b is set where component 8b + i is not negative."""
+    """uint8 [.., sign_bytes(D)]: bit i of byte b is set where component 8b + i is not negative; 0 beyond D."""
     bits = (turned >= 0).unflatten(-1, (-1, 8)).to(torch.uint8)
-    return (bits << torch.arange(8, dtype=torch.uint8, device=turned.device)).sum(-1, dtype=torch.uint8)
+    packed = (bits << torch.arange(8, dtype=torch.uint8, device=turned.device)).sum(-1, dtype=torch.uint8)
+    return pad(packed, (0, sign_bytes(turned.shape[-1]) - packed.shape[-1]))
 
 
-def unpack_signs(signs: Tensor) -> Tensor:
+def unpack_signs(signs: Tensor, dim: int) -> Tensor:
     """float32 +-1 [.., D], the inverse of `pack_signs`."""
     bits = signs.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8, device=signs.device) & 1
-    return bits.flatten(-2).float() * 2 - 1
+    return bits.flatten(-2)[..., :dim].float() * 2 - 1
 
 
 def encode(k: Tensor, rotation: Tensor) -> Codes:
@@ -58,13 +68,33 @@ def encode(k: Tensor, rotation: Tensor) -> Codes:
         k: keys [.., leaf, D].
         rotation: [D, D], or what broadcasts against the keys.
     """
-    mean = k.float().mean(-2).to(k.dtype).float()
-    turned = (k.float() - mean.unsqueeze(-2)) @ rotation.to(mean).transpose(-1, -2)
+    turned = k.float() @ rotation.float().transpose(-1, -2)
+    mean = turned.mean(-2)
+    turned = turned - mean.unsqueeze(-2)
     return Codes(pack_signs(turned), turned.abs().mean(-1), mean)
 
 
+def pack_means(means: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 [.., D] and float16 [..], whose product stands for the means."""
+    scales = (means.abs().amax(-1) / 127).clamp(max=torch.finfo(torch.float16).max).half()
+    rounded = torch.floor(means / scales.float().clamp(min=1e-30).unsqueeze(-1) + 0.5)
+    return rounded.clamp(-127, 127).to(torch.int8), scales
+
+
+def unpack_means(means: Tensor, scales: Tensor) -> Tensor:
+    """float32 [.., D], what `pack_means` keeps."""
+    return means.float() * scales.float().unsqueeze(-1)
+
+
 def update_codes(
-    k_pages: Tensor, signs: Tensor, scales: Tensor, means: Tensor, rotation: Tensor, slots_N: Tensor, leaf: int
+    k_pages: Tensor,
+    signs: Tensor,
+    scales: Tensor,
+    means: Tensor,
+    mean_scales: Tensor,
+    rotation: Tensor,
+    slots_N: Tensor,
+    leaf: int,
 ) -> None:
     """Recompute the codes of the leaves whose last slot is among `slots_N`; see `stille.kernels.hsa.paged`."""
     slots = slots_N.long()
@@ -76,35 +106,36 @@ def update_codes(
     signs.view(-1, kv_heads, PAGE // leaf, leaf, signs.shape[-1])[page, :, place] = new.signs
     most = torch.finfo(scales.dtype).max
     scales.view(-1, kv_heads, PAGE // leaf, leaf)[page, :, place] = new.scales.clamp(max=most).to(scales.dtype)
-    means[page, :, place] = new.means.to(means.dtype)
+    means[page, :, place], mean_scales[page, :, place] = pack_means(new.means)
 
 
 def leaf_log_mass(q_HD: Tensor, codes: Codes, rotation: Tensor, scale: float) -> Tensor:
     """Estimated log-mass of each leaf for each query head, float32 [H, B].
 
     Args:
-        codes: signs [K, B, leaf, D/8], scales [K, B, leaf], means [K, B, D].
+        codes: signs [K, B, leaf, sign_bytes(D)], scales [K, B, leaf], means [K, B, D].
         rotation: [D, D] or [K, D, D].
     """
     kv_heads, leaves, leaf = codes.scales.shape
     q_KGD = q_HD.float().unflatten(0, (kv_heads, -1))
     turned = q_KGD @ rotation.to(q_KGD).transpose(-1, -2)
-    keys = unpack_signs(codes.signs) * codes.scales.float().unsqueeze(-1)
+    keys = unpack_signs(codes.signs, q_HD.shape[-1]) * codes.scales.float().unsqueeze(-1)
     dots = (turned @ keys.flatten(1, 2).transpose(1, 2)).unflatten(-1, (leaves, leaf))
-    centre = q_KGD @ codes.means.float().transpose(1, 2)
+    centre = turned @ codes.means.float().transpose(1, 2)
     return (centre * scale + torch.logsumexp(dots * scale, -1)).flatten(0, 1)
 
 
 def ranks(log_mass_HB: Tensor, kv_heads: int) -> Tensor:
     """int64 [K, B]: larger is better; the mean share of a group's query heads on the grid of the specification."""
     share = torch.softmax(log_mass_HB, -1).unflatten(0, (kv_heads, -1)).mean(1)
-    return ((share.view(torch.int32) - FINEST).clamp(min=0) >> 15).clamp(max=STEPS).long()
+    return ((share.view(torch.int32) - FINEST).clamp(min=0) >> GRID_BITS).clamp(max=(1 << RANK_BITS) - 1).long()
 
 
 def select(rank_KB: Tensor, length: int, config: HSAConfig) -> Tensor:
-    """Bool [K, total leaves]: what a sequence of `length` keys reads; the incomplete leaf, if any, is the last."""
+    """Bool [K, total leaves]: what a sequence of `length` keys reads; the newest token's leaf is the last."""
     leaf = config.decode_leaf
-    complete, total = length // leaf, -(-length // leaf)
+    total = -(-length // leaf)
+    complete = total - 1
     keep = config.budget // leaf
     read = torch.ones(rank_KB.shape[0], total, dtype=torch.bool, device=rank_KB.device)
     if total <= keep:
@@ -112,23 +143,25 @@ def select(rank_KB: Tensor, length: int, config: HSAConfig) -> Tensor:
     b = torch.arange(complete, device=rank_KB.device)
     free = (b >= config.sinks // leaf) & (b < complete - config.local // leaf)
     order = rank_KB.masked_fill(~free, -1).argsort(dim=-1, descending=True, stable=True)
-    need = keep - int((~free).sum()) - (total - complete)
+    need = keep - int((~free).sum()) - 1
     read[:, :complete] = ~free
     read[:, :complete].scatter_(1, order[:, :need], True)
     return read
 
 
-def gather_codes(signs: Tensor, scales: Tensor, means: Tensor, table_P: Tensor, length: int) -> Codes:
-    """Codes of a sequence's complete leaves, in its order: [K, B, ..]."""
+def gather_codes(
+    signs: Tensor, scales: Tensor, means: Tensor, mean_scales: Tensor, table_P: Tensor, length: int
+) -> Codes:
+    """Codes of a sequence's leaves before the newest token's, in its order: [K, B, ..]."""
     per_page = means.shape[2]
     leaf = PAGE // per_page
     pages = table_P[: -(-length // PAGE)].long()
-    complete = length // leaf
-    s, f, m = (x[pages].transpose(0, 1) for x in (signs, scales, means))
+    complete = max(length - 1, 0) // leaf
+    s, f, m, n = (x[pages].transpose(0, 1).flatten(1, 2) for x in (signs, scales, means, mean_scales))
     return Codes(
-        s.flatten(1, 2).unflatten(1, (-1, leaf))[:, :complete],
-        f.flatten(1, 2).unflatten(1, (-1, leaf))[:, :complete],
-        m.flatten(1, 2)[:, :complete],
+        s.unflatten(1, (-1, leaf))[:, :complete],
+        f.unflatten(1, (-1, leaf))[:, :complete],
+        unpack_means(m, n)[:, :complete],
     )
 
 
@@ -159,6 +192,7 @@ def hsa_decode(
     signs: Tensor,
     scales: Tensor,
     means: Tensor,
+    mean_scales: Tensor,
     rotation: Tensor,
     table_SP: Tensor,
     lengths_S: Tensor,
@@ -169,7 +203,7 @@ def hsa_decode(
     out = torch.zeros_like(q_SHD)
     for row, length in enumerate(lengths_S.tolist()):
         if length:
-            codes = gather_codes(signs, scales, means, table_SP[row], length)
+            codes = gather_codes(signs, scales, means, mean_scales, table_SP[row], length)
             read = chosen_leaves(q_SHD[row], codes, rotation, length, scale, config)
             out[row] = attend_leaves(
                 q_SHD[row], k_pages, v_pages, table_SP[row], read, length, scale, config.decode_leaf

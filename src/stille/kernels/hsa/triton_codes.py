@@ -1,12 +1,12 @@
 """Triton: codes of cached keys, and queries made ready to be scored against them.
 
-Both are a rotation by the same matrix, so one launch does both. A query head becomes two rows of integers: its rotated
-components are rounded to 8 bits, what that leaves is rounded to 8 bits more, and both meet the keys' sign bits in
-integer tensor cores, exactly.
+Both are a rotation by the same matrix. A query head becomes two rows of integers: its rotated components are rounded
+to 8 bits, what that leaves is rounded to 8 bits more, and both meet the keys' codes in integer tensor cores, exactly.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
 # pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportIndexIssue=false
+# pyright: reportAssignmentType=false
 # Triton's language is Python in looks only; its types are beyond the checker.
 
 import triton
@@ -19,44 +19,70 @@ LOG2_E = 1.4426950408889634
 
 
 @triton.jit
+def turn_hadamard(x, ROWS: tl.constexpr, D: tl.constexpr, STEPS: tl.constexpr):
+    """x [ROWS, D = 2^STEPS] times the Hadamard matrix of entries +-1."""
+    for i in tl.static_range(STEPS):
+        pairs = tl.reshape(x, [ROWS * D // (2 << i), 2, 1 << i])
+        a, b = tl.split(tl.permute(pairs, (0, 2, 1)))
+        x = tl.reshape(tl.permute(tl.join(a + b, a - b), (0, 2, 1)), [ROWS, D])
+    return x
+
+
+@triton.jit
+def two_bytes(x):
+    """x in -127..127 as coarse + fine / 254, int8, joined in a last axis."""
+    NEAREST: tl.constexpr = 12582912.0  # 1.5 * 2^23: added to a small number, its last bits are the nearest integer
+    coarse = x + NEAREST
+    fine = (x - (coarse - NEAREST)) * 254 + NEAREST
+    return tl.join(coarse.to(tl.int32, bitcast=True).to(tl.int8), fine.to(tl.int32, bitcast=True).to(tl.int8))
+
+
+@triton.jit
+def query_codes(x, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Quantise rotated query heads [ROWS, BLOCK_D]: x = unit (coarse + fine / 254).
+
+    Returns two int8 [BLOCK_D, 2 ROWS], for keys' signs and for leaves' means, coarse and fine side by side, and
+    float32 [ROWS]: unit, sum of x. Components come in the orders in which `triton_decode_score` reads signs and means.
+    Bits weigh 1, 2, 4 or 8 there, which saves it shifts; here components that meet bits are divided by that.
+    """
+    CHUNK: tl.constexpr = min(BLOCK_D, 64)
+    most = tl.maximum(tl.max(tl.abs(x), 1), 1e-30)
+    x_unit = x * (127 / most)[:, None]
+    lighter = (8 >> (tl.arange(0, BLOCK_D) % 4)).to(tl.float32) * 0.125
+    signs = tl.reshape(two_bytes(x_unit * lighter[None, :]), [ROWS, BLOCK_D // 32, 4, 4, 2, 2])
+    signs = tl.reshape(tl.permute(signs, (3, 1, 4, 2, 0, 5)), [BLOCK_D, 2 * ROWS])
+    means = tl.reshape(two_bytes(x_unit), [ROWS, BLOCK_D // CHUNK, 4, CHUNK // 32, 8, 2])
+    means = tl.reshape(tl.permute(means, (1, 3, 2, 4, 0, 5)), [BLOCK_D, 2 * ROWS])
+    return signs, means, most / 127, tl.sum(x, 1)
+
+
+@triton.jit
 def encode_query(
-    q_ptr, rotation_ptr, code_ptr, coef_ptr, row, cell, kv_head, q_stride, scale_log2,
+    q_ptr, rotation_ptr, code_ptr, coef_ptr, row, cell, kv_head, q_stride,
     G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Rotate and quantise the query heads of a group: x.sign_j = alpha (254 coarse + fine).bits_j - gamma.
-
-    Component k of a row belongs to the bit that `triton_decode.unpack` puts there. Bits weigh 1, 2, 4 or 8 there, which
-    saves it shifts; here the components are divided by that.
-    """
-    WORDS: tl.constexpr = BLOCK_D // 32
+    """Rotate and quantise the query heads of a group."""
     k = tl.arange(0, BLOCK_D)
-    bit = k // (8 * WORDS) * 2 + k // 4 % 2
-    dim = 8 * (k // 8 % WORDS * 4 + k % 4) + bit
-    c = tl.arange(0, 2 * GP)
-    head = c // 2
-    acc = tl.zeros([BLOCK_D, 2 * GP], tl.float32)
+    g = tl.arange(0, GP)
+    acc = tl.zeros([GP, BLOCK_D], tl.float32)
     for first in tl.static_range(0, BLOCK_D, CHUNK):
         e = first + tl.arange(0, CHUNK)
-        turn = tl.load(
-            rotation_ptr + dim[:, None] * D + e[None, :], mask=(dim < D)[:, None] & (e < D)[None, :], other=0.0
-        )
-        at = q_ptr + row * q_stride + (kv_head * G + head)[None, :] * D + e[:, None]
-        q = tl.load(at, mask=(head < G)[None, :] & (e < D)[:, None], other=0.0)
-        acc = tl.dot(turn, q, acc, input_precision="ieee")
-    unit = tl.maximum(tl.max(tl.abs(acc), 0), 1e-30) / 127
-    x = acc / ((1 << (bit % 4)).to(tl.float32)[:, None] * unit[None, :])
-    coarse = tl.floor(x + 0.5)
-    fine = tl.floor((x - coarse) * 254 + 0.5)
-    code = tl.where((c % 2 == 0)[None, :], coarse, fine)
-    tl.store(code_ptr + (cell * (2 * GP) + c)[None, :] * BLOCK_D + k[:, None], code.to(tl.int8))
-    even = c % 2 == 0
-    tl.store(coef_ptr + cell * (2 * GP) + head, unit * (2 * scale_log2 / 254), mask=even)
-    tl.store(coef_ptr + cell * (2 * GP) + GP + head, tl.sum(acc, 0) * scale_log2, mask=even)
+        turn = tl.load(rotation_ptr + k[None, :] * D + e[:, None], mask=(k < D)[None, :] & (e < D)[:, None], other=0.0)
+        at = q_ptr + row * q_stride + (kv_head * G + g)[:, None] * D + e[None, :]
+        q = tl.load(at, mask=(g < G)[:, None] & (e < D)[None, :], other=0.0)
+        acc = tl.dot(q, turn, acc, input_precision="ieee")
+    signs, means, unit, total = query_codes(acc, GP, BLOCK_D)
+    c = tl.arange(0, 2 * GP)
+    at = code_ptr + (cell * (4 * GP) + c)[None, :] * BLOCK_D + k[:, None]
+    tl.store(at, signs)
+    tl.store(at + 2 * GP * BLOCK_D, means)
+    tl.store(coef_ptr + cell * (2 * GP) + g, unit)
+    tl.store(coef_ptr + cell * (2 * GP) + GP + g, total)
 
 
 @triton.jit
 def encode_leaf(
-    k_pages_ptr, rotation_ptr, signs_ptr, scales_ptr, means_ptr, slot, kv_head, kv_heads,
+    k_pages_ptr, rotation_ptr, signs_ptr, scales_ptr, means_ptr, mean_scales_ptr, slot, kv_head, kv_heads,
     D: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, LEAF: tl.constexpr, PAGE: tl.constexpr,
 ):  # fmt: skip
     """Codes of the leaf that ends with the slot."""
@@ -69,46 +95,70 @@ def encode_leaf(
     for first in tl.static_range(0, BLOCK_D, CHUNK):
         e = first + tl.arange(0, CHUNK)
         stored = tl.load(k_pages_ptr + key[:, None] * D + e[None, :], mask=(e < D)[None, :], other=0.0)
-        mean = (tl.sum(stored.to(tl.float32), 0) / LEAF).to(stored.dtype)
-        tl.store(means_ptr + (cell * (PAGE // LEAF) + place) * D + e, mean, mask=e < D)
-        centred = (stored.to(tl.float32) - mean.to(tl.float32)[None, :]).to(stored.dtype)
         turn = tl.load(rotation_ptr + r[None, :] * D + e[:, None], mask=(r < D)[None, :] & (e < D)[:, None], other=0.0)
-        acc = tl.dot(centred, turn, acc, input_precision="ieee")
+        acc = tl.dot(stored, turn, acc, input_precision="ieee")
+    mean = tl.sum(acc, 0) / LEAF
+    unit = tl.minimum(tl.max(tl.abs(mean), 0) / 127, 65504.0).to(tl.float16)
+    rounded = tl.floor(mean / tl.maximum(unit.to(tl.float32), 1e-30) + 0.5)
+    rounded = tl.minimum(tl.maximum(rounded, -127.0), 127.0)
+    leaf = cell * (PAGE // LEAF) + place
+    tl.store(means_ptr + leaf * D + r, rounded.to(tl.int8), mask=r < D)
+    tl.store(mean_scales_ptr + leaf, unit)
+    acc -= mean[None, :]
     bits = (acc >= 0).to(tl.int32) << (r % 8)[None, :]
     packed = tl.sum(tl.reshape(bits, [LEAF, BLOCK_D // 8, 8]), 2)
     b = tl.arange(0, BLOCK_D // 8)
-    tl.store(signs_ptr + key[:, None] * (D // 8) + b[None, :], packed.to(tl.uint8), mask=(b < D // 8)[None, :])
+    packed = tl.where((b < D // 8)[None, :], packed, 0).to(tl.uint8)
+    BYTES: tl.constexpr = (D + 31) // 32 * 4
+    tl.store(signs_ptr + key[:, None] * BYTES + b[None, :], packed, mask=(b < BYTES)[None, :])
     size = tl.sum(tl.abs(acc), 1) / D
-    tl.store(scales_ptr + key, tl.minimum(size, 65504.0).to(scales_ptr.dtype.element_ty))
+    tl.store(scales_ptr + key, tl.minimum(size, 65504.0).to(tl.float16))
 
 
-@triton.jit(do_not_specialize=["queries", "budget"])
-def prepare_kernel(
-    q_ptr, lengths_ptr, rotation_ptr, code_ptr, coef_ptr, k_pages_ptr, signs_ptr, scales_ptr, means_ptr, slots_ptr,
-    queries, q_stride, rotation_stride, budget, scale_log2,
-    G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, LEAF: tl.constexpr,
-    PAGE: tl.constexpr, PDL: tl.constexpr,
+@triton.jit
+def encode_slot(
+    k_pages_ptr, rotation_ptr, rotation_stride, signs_ptr, scales_ptr, means_ptr, mean_scales_ptr, slots_ptr, i,
+    kv_head, kv_heads,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, LEAF: tl.constexpr, PAGE: tl.constexpr,
 ):  # fmt: skip
-    """Programs below `queries` encode queries, the others the leaf of a slot, if it is the leaf's last."""
+    """Codes of the leaf of the i-th slot, if that is the leaf's last."""
+    slot = tl.load(slots_ptr + i).to(tl.int64)
+    if (slot >= 0) & (slot % LEAF == LEAF - 1):
+        encode_leaf(
+            k_pages_ptr, rotation_ptr + kv_head * rotation_stride, signs_ptr, scales_ptr, means_ptr, mean_scales_ptr,
+            slot, kv_head, kv_heads, D, BLOCK_D, CHUNK, LEAF, PAGE,
+        )  # fmt: skip
+
+
+@triton.jit
+def encode_slots_kernel(
+    k_pages_ptr, rotation_ptr, signs_ptr, scales_ptr, means_ptr, mean_scales_ptr, slots_ptr, rotation_stride,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, LEAF: tl.constexpr, PAGE: tl.constexpr,
+):  # fmt: skip
+    encode_slot(
+        k_pages_ptr, rotation_ptr, rotation_stride, signs_ptr, scales_ptr, means_ptr, mean_scales_ptr, slots_ptr,
+        tl.program_id(0), tl.program_id(1), tl.num_programs(1), D, BLOCK_D, CHUNK, LEAF, PAGE,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["budget"])
+def encode_queries_kernel(
+    q_ptr, lengths_ptr, rotation_ptr,
+    code_ptr,  # int8 [S, K, 2, 2 GP, BLOCK_D]
+    coef_ptr,  # fp32 [S, K, 2, GP]
+    q_stride, rotation_stride, budget,
+    G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     i = tl.program_id(0)
     kv_head, kv_heads = tl.program_id(1), tl.num_programs(1)
-    turn_ptr = rotation_ptr + kv_head * rotation_stride
-    if i < queries:
-        if tl.load(lengths_ptr + i) > budget:  # else everything is read and nothing scored
-            encode_query(
-                q_ptr, turn_ptr, code_ptr, coef_ptr, i.to(tl.int64), i.to(tl.int64) * kv_heads + kv_head, kv_head,
-                q_stride, scale_log2, G, GP, D, BLOCK_D, CHUNK,
-            )  # fmt: skip
-    else:
-        slot = tl.load(slots_ptr + i - queries).to(tl.int64)
-        if (slot >= 0) & (slot % LEAF == LEAF - 1):
-            encode_leaf(
-                k_pages_ptr, turn_ptr, signs_ptr, scales_ptr, means_ptr, slot, kv_head, kv_heads, D, BLOCK_D, CHUNK,
-                LEAF, PAGE,
-            )  # fmt: skip
+    if tl.load(lengths_ptr + i) > budget:  # else everything is read and nothing scored
+        encode_query(
+            q_ptr, rotation_ptr + kv_head * rotation_stride, code_ptr, coef_ptr, i.to(tl.int64),
+            i.to(tl.int64) * kv_heads + kv_head, kv_head, q_stride, G, GP, D, BLOCK_D, CHUNK,
+        )  # fmt: skip
 
 
 def padded_width(head_dim: int) -> int:
@@ -121,37 +171,47 @@ def padded_group(group: int) -> int:
     return max(4, next_power_of_2(group))
 
 
-def prepare(
+def rotation_stride(rotation: Tensor) -> int:
+    """Entries from one key head's matrix to the next."""
+    return rotation.stride(0) if rotation.ndim == 3 else 0
+
+
+def encode_slots(
     k_pages: Tensor,
     signs: Tensor,
     scales: Tensor,
     means: Tensor,
+    mean_scales: Tensor,
     rotation: Tensor,
-    slots_N: Tensor | None,
+    slots_N: Tensor,
     leaf: int,
-    *,
-    q_SHD: Tensor | None = None,
-    lengths_S: Tensor | None = None,
-    queries: int = 0,
-    code: Tensor | None = None,
-    coef: Tensor | None = None,
-    scale: float = 1.0,
-    budget: int = 0,
-    pdl: bool = False,
 ) -> None:
-    """Encode the leaves that end with one of the slots, and the first `queries` rows of q. One launch."""
+    """Encode the leaves that end with one of the slots."""
     kv_heads, dim = k_pages.shape[1], k_pages.shape[3]
-    group = 1 if q_SHD is None else q_SHD.shape[1] // kv_heads
-    slots = 0 if slots_N is None else slots_N.shape[0]
     width = padded_width(dim)
-    extra = {"launch_pdl": True} if pdl else {}
-    if queries + slots:
-        prepare_kernel[(queries + slots, kv_heads)](  # what stands for a missing tensor is never read
-            k_pages if q_SHD is None else q_SHD, slots_N if lengths_S is None else lengths_S, rotation,
-            signs if code is None else code, scales if coef is None else coef, k_pages, signs, scales, means,
-            lengths_S if slots_N is None else slots_N, queries,
-            0 if q_SHD is None else q_SHD.stride(0), rotation.stride(0) if rotation.ndim == 3 else 0, budget,
-            scale * LOG2_E,
-            G=group, GP=padded_group(group), D=dim, BLOCK_D=width, CHUNK=min(width, 64), LEAF=leaf, PAGE=PAGE,
-            PDL=pdl, num_warps=4, **extra,
+    if len(slots_N):
+        encode_slots_kernel[(len(slots_N), kv_heads)](
+            k_pages, rotation, signs, scales, means, mean_scales, slots_N, rotation_stride(rotation),
+            D=dim, BLOCK_D=width, CHUNK=min(width, 64), LEAF=leaf, PAGE=PAGE, num_warps=4,
         )  # fmt: skip
+
+
+def encode_queries(
+    q_SHD: Tensor,
+    kv_heads: int,
+    lengths_S: Tensor,
+    queries: int,
+    rotation: Tensor,
+    code: Tensor,
+    coef: Tensor,
+    budget: int,
+    pdl: bool,
+) -> None:
+    """Rotate and quantise the first `queries` rows of q, where sequences exceed the budget."""
+    _, heads, dim = q_SHD.shape
+    group, width = heads // kv_heads, padded_width(dim)
+    encode_queries_kernel[(queries, kv_heads)](
+        q_SHD, lengths_S, rotation, code, coef, q_SHD.stride(0), rotation_stride(rotation), budget,
+        G=group, GP=padded_group(group), D=dim, BLOCK_D=width, CHUNK=min(width, 64), PDL=pdl, num_warps=4,
+        **({"launch_pdl": True} if pdl else {}),
+    )  # fmt: skip
