@@ -281,8 +281,10 @@ def sweep(c: Cache) -> list[str]:
     for sequences in (1, 16):
         own = decode_cut(sequences, KV_HEADS, HEADS // KV_HEADS, DIM, 2, (128 << 10) // CONFIG.decode_leaf)
         scores = [
-            replace(own, score_pages=p, score_splits=s)
-            for p, s in itertools.product((1, 2, 4), (128, 256, 512) if sequences == 1 else (8, 16, 32))
+            replace(own, score_pages=p, score_splits=s, score_registers=r)
+            for (p, r), s in itertools.product(
+                ((1, 96), (2, 0), (2, 112), (4, 0)), (128, 256, 512) if sequences == 1 else (8, 16, 32)
+            )
         ]
         selects = [replace(own, select_warps=w) for w in (8, 16, 32)]
         attends = [

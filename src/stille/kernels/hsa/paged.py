@@ -91,6 +91,7 @@ class DecodeCut:
     Attributes:
         score_splits: programs of one warp that score a (sequence, key head), a power of two.
         score_pages: pages that such a program takes at a time: 1, 2 or 4.
+        score_registers: most that a thread of it may use, so that more programs run at a time; 0: as many as it likes.
         select_warps: of the program that selects for a (sequence, key head).
         attend_splits: most programs that attend for one, a power of two.
         attend_keys: keys of an iteration.
@@ -99,6 +100,7 @@ class DecodeCut:
 
     score_splits: int
     score_pages: int = 2
+    score_registers: int = 0
     select_warps: int = 16
     attend_splits: int = 32
     attend_keys: int = 64
@@ -120,6 +122,7 @@ def decode_cut(sequences: int, kv_heads: int, group: int, head_dim: int, itemsiz
     return DecodeCut(
         score_splits=min(max(1, next_power_of_2(2048 // programs + 1) // 2), most, 256),
         score_pages=pages,
+        score_registers=112 if group <= 4 and head_dim <= 128 else 0,
         select_warps=4 if leaves <= 1024 else 8 if leaves <= 4096 else 16 if leaves <= 8192 else 32,
         attend_splits=32 if programs <= 32 else 8 if programs <= 64 else 4,
         attend_keys=64 if wide <= 256 else 32,

@@ -253,6 +253,7 @@ def hsa_decode(
         q_SHD, rotation, ws.code, ws.coef, *kept, table, lengths_S, ws.mass, ws.mass_stat,
         table_stride, q_SHD.stride(0), config.budget, ws.mass_width, scale * LOG2_E,
         GP=padded, GC=together, D=dim, BLOCK_D=width, PAGES=cut.score_pages, TURN=turn, ASM=asm, num_warps=1,
+        maxnreg=cut.score_registers or None,
         **shape, **table_on, **extra,
     )  # fmt: skip
     columns = max(PAGE, next_power_of_2(ws.leaves))
