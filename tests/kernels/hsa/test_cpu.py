@@ -19,7 +19,7 @@ CHANGES = [
     {"leaf": 64, "unit": 32, "coverage": 0.9},
     {"codes": "sign"},
     {"row_weight": 0},
-    {"row_weight": 1, "candidates_from": 0, "patch": 16, "tail": 0},
+    {"row_weight": 1, "candidates_from": 0, "outliers": 7, "tail": 0},
     {"candidates_from": 0},
     {"candidates_from": 0, "span": 256, "unit": 64, "residual": True},
 ]

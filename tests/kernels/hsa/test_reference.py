@@ -20,7 +20,7 @@ CHANGES = [
     {"candidates_from": 0, "span": 256, "unit": 64, "residual": True},
     {"tail": 0},
     {"row_weight": 0},
-    {"row_weight": 0.5, "candidates_from": 0, "leaf": 64, "patch": 16, "coverage": 0.9},
+    {"row_weight": 0.5, "candidates_from": 0, "leaf": 64, "outliers": 7, "coverage": 0.9},
 ]
 
 
@@ -91,11 +91,12 @@ def test_the_tail_finds_what_one_row_alone_looks_for():
     q, k = rand(2, 2000, 64, 31), rand(2, 2000, 64, 32)
     row = 1990  # one of the last 128, in a tile of unrelated rows
     k[:, 777] = q[:, row] / q[:, row].norm(dim=-1, keepdim=True) * 16
-    leaf = 777 // SMALL.leaf
-    assert ref.select(q, k, 0.125, SMALL)[:, row // 128, leaf].all()
-    pooled = ref.select(q, k, 0.125, dataclasses.replace(SMALL, tail=0))
+    leaf, config = 777 // SMALL.leaf, dataclasses.replace(SMALL, row_weight=0)
+    late = ref.select(q, k, 0.125, config)
+    assert late[:, row // 128, leaf].all()
+    pooled = ref.select(q, k, 0.125, dataclasses.replace(config, tail=0))
     assert not pooled[:, row // 128, leaf].all(), "the case is a hard one"
-    assert torch.equal(pooled[:, : 2000 // 128 - 1], ref.select(q, k, 0.125, SMALL)[:, : 2000 // 128 - 1])
+    assert torch.equal(pooled[:, : 2000 // 128 - 1], late[:, : 2000 // 128 - 1])
 
 
 @settings(max_examples=10, deadline=None)
@@ -120,7 +121,7 @@ def test_coverage_reads_no_more_than_it_takes(coverage, gain, seed):
 
 
 def test_what_one_row_alone_looks_for_is_found_in_mid_prompt():
-    """Where keys resemble their neighbours, the mean of a patch tells what is in it; the default weight is enough."""
+    """The keys that are unlike their leaf tell what is in it; the default weight is enough."""
     q, k = rand(2, 2000, 64, 41), rand(2, 2000, 64, 42)
     k = k + k.roll(1, 1) + k.roll(2, 1)
     row, place = 1100, slice(400, 408)
@@ -169,7 +170,7 @@ def test_residual_helps_diffuse_heads_and_tells_what_was_missed():
         {"dense_below": -1},
         {"tail": -1},
         {"coverage": 0.0},
-        {"patch": 8},
+        {"outliers": 16},
         {"row_weight": -1.0},
         {"row_weight": float("nan")},
         {"decode_leaf": 128},

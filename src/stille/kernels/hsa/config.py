@@ -27,7 +27,8 @@ class HSAConfig:
         codes: what mean queries score: "keys", the keys themselves, or "sign", one bit per dimension and a scale each.
         row_weight: what the search of every single query counts beside that of the mean queries. Mean queries find what
             a tile attends to as a whole; what one row alone looks for is not to be seen in them. 0: no such search.
-        patch: keys whose mean stands for them in that search: 16, 32 or 64; at most a leaf is used.
+        outliers: keys of a leaf that such a search sees, those farthest from the leaf's mean, up to 15; the mean stands
+            for the others.
         candidates: keys that a span of queries scores exactly; a coarse pass over leaf means picks them.
         candidates_from: keys in the sequence from which the coarse pass is used; below, every past key is scored.
         span: queries that share candidates, a multiple of 128.
@@ -41,7 +42,7 @@ class HSAConfig:
         local: keys right before the tile's own leaves, always read.
         residual: add an estimate of what was not read; also gives the share of mass that it stands for. It costs a pass
             of one mean query per unit over all keys.
-        dense_below: sequences of fewer keys are attended in full. None: 2 * budget.
+        dense_below: sequences of fewer keys are attended in full. None: 3 * budget; from there on, sparse is faster.
 
     Raises:
         ConfigError: a size is out of range, not a multiple of the leaf, or the budget cannot hold what is always read.
@@ -52,7 +53,7 @@ class HSAConfig:
     unit: int = 128
     codes: str = "keys"
     row_weight: float = 1 / 64
-    patch: int = 32
+    outliers: int = 3
     candidates: int = 16384
     candidates_from: int = 98304
     span: int = 512
@@ -73,8 +74,8 @@ class HSAConfig:
             raise ConfigError(f"codes is {self.codes!r}: expected 'keys' or 'sign'")
         if not 0 <= self.row_weight < math.inf:
             raise ConfigError(f"row_weight is {self.row_weight}: expected a finite number, 0 or more")
-        if self.patch not in (16, 32, 64):
-            raise ConfigError(f"patch is {self.patch}: expected 16, 32 or 64")
+        if not 0 <= self.outliers <= 15:
+            raise ConfigError(f"outliers is {self.outliers}: expected 0 to 15")
         if self.decode_leaf not in (16, 32, 64):
             raise ConfigError(f"decode_leaf is {self.decode_leaf}: expected 16, 32 or 64")
         if self.tail < 0:
@@ -106,12 +107,7 @@ class HSAConfig:
     @property
     def dense_limit(self) -> int:
         """Sequences of fewer keys are attended in full."""
-        return 2 * self.budget if self.dense_below is None else self.dense_below
-
-    @property
-    def patches(self) -> int:
-        """Patches of a leaf."""
-        return max(1, self.leaf // self.patch)
+        return 3 * self.budget if self.dense_below is None else self.dense_below
 
     def uses_candidates(self, keys: int) -> bool:
         """Whether a sequence of so many keys is scored in two passes."""

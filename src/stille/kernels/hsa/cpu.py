@@ -111,9 +111,10 @@ def _add_row_shares(
     mass_GTB: Tensor, q_GMD: Tensor, k_ND: Tensor, allowed_GTB: Tensor, scale: float, config: HSAConfig, first: int
 ) -> Tensor:
     """The same with what single rows look for; see `reference.row_shares`. Tiles before `first` are left alone."""
-    (groups, m, _), tiles, per, leaf = q_GMD.shape, mass_GTB.shape[1], config.patches, config.leaf
-    patches, means = (ref.leaf_means(k_ND[None], size)[0] for size in (leaf // per, leaf))
-    score = mass_GTB.clone()
+    (groups, m, _), tiles, leaf = q_GMD.shape, mass_GTB.shape[1], config.leaf
+    stand_1BPD, count = ref.representatives(k_ND[None], leaf, config.outliers)
+    stand, bias, per = stand_1BPD[0].flatten(0, 1), count[:, 0].log2(), count.shape[0]
+    means, score = stand[::per].contiguous(), mass_GTB.clone()
     for tile in range(first, tiles):
         before, rows = (k_ND.shape[0] - m + tile * TILE) // leaf, slice(tile * TILE, min(m, (tile + 1) * TILE))
         if before:
@@ -121,10 +122,10 @@ def _add_row_shares(
             left_out = ~allowed_GTB[:, tile, None, :before]
             total = (q_RD @ means[:before].T).view(groups, -1, before).masked_fill_(left_out, -math.inf)
             top = total.amax(-1, keepdim=True).clamp(min=-1e30)
-            total = total.sub_(top).exp2_().sum(-1, keepdim=True).mul_(per).log2_().add_(top)
-            best = (q_RD @ patches[: before * per].T).view(groups, -1, before * per).sub_(total)
-            best = best.amax(1).view(groups, before, per).amax(-1).exp2_().masked_fill_(left_out[:, 0], 0.0)
-            score[:, tile, :before] += config.row_weight * best
+            total = total.sub_(top).exp2_().sum(-1, keepdim=True).mul_(leaf).log2_().add_(top)
+            best = (q_RD @ stand[: before * per].T).view(groups, -1, before * per).sub_(total)
+            best = best.amax(1).view(groups, before, per).add_(bias).amax(-1).exp2_()
+            score[:, tile, :before] += config.row_weight * best.masked_fill_(left_out[:, 0], 0.0)
     return score
 
 

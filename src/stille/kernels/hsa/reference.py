@@ -8,8 +8,9 @@ width, B leaves, T tiles of 128 queries, U units.
    randomised Hadamard matrix, reduced to signs (one bit per dimension) and one scale per key; 1/16 of the memory.
 3. Scores: a unit's mean query estimates the log-mass of each leaf, log sum_j exp(q . code_j). Masses become shares by a
    softmax over the leaves, and a tile averages the shares of its units. To that comes, times `row_weight`, what single
-   rows look for: every query of the tile for itself scores the means of patches of keys, and a leaf gets the largest
-   share that any row gives to one of its patches (of a total that is estimated from the means of leaves).
+   rows look for: every query of the tile for itself scores a leaf's mean and its `outliers`, the keys farthest from the
+   mean, and the leaf gets the largest share that any row gives to one of these (of a total that is estimated from the
+   means of leaves).
    In long sequences a coarse pass over mean keys first narrows the leaves for a span of queries and its group of heads,
    so that scoring costs O(N).
    Tiles at the end of the queries (`tail`) score all keys by each of their rows instead; a leaf is worth its largest
@@ -180,20 +181,28 @@ def unit_shares(q_HMD: Tensor, k_KND: Tensor, allowed_HTB: Tensor, scale: float,
     return pad(share, (0, 0, 0, tiles * per - units.shape[1])).view(heads, tiles, per, leaves).mean(2)
 
 
+def representatives(k_KND: Tensor, leaf: int, outliers: int) -> tuple[Tensor, Tensor]:
+    """A leaf's mean and the keys farthest from it, [K, B, 1 + outliers, D], and how many keys each stands for [.., 1].
+
+    Equally far: the earlier key. What an incomplete leaf gets is not defined.
+    """
+    means = leaf_means(k_KND, leaf)
+    whole = pad(k_KND.float(), (0, 0, 0, -k_KND.shape[1] % leaf)).unflatten(1, (-1, leaf))
+    far = (whole - means[:, :, None]).square().sum(-1).argsort(dim=-1, descending=True, stable=True)[..., :outliers]
+    chosen = whole.gather(2, far[..., None].expand(-1, -1, -1, whole.shape[-1]))
+    count = torch.ones(1 + outliers, 1, device=k_KND.device)
+    count[0] = leaf - outliers
+    return torch.cat([means[:, :, None], chosen], 2), count
+
+
 def row_shares(q_HMD: Tensor, k_KND: Tensor, allowed_HTB: Tensor, scale: float, config: HSAConfig) -> Tensor:
-    """[H, T, B]: the largest share that any row of a tile gives to a patch of a leaf, by means of keys."""
+    """[H, T, B]: the largest share that any row of a tile gives to a leaf's mean or to one of its outliers."""
     heads, m, _ = q_HMD.shape
     q, allowed = q_HMD.float() * scale, allowed_HTB.repeat_interleave(TILE, 1)[:, :m]
-
-    def dots(size: int) -> Tensor:
-        means = leaf_means(k_KND, size).repeat_interleave(heads // k_KND.shape[0], 0)
-        return torch.einsum("hmd,hpd->hmp", q, means)
-
-    per, leaves = config.patches, allowed.shape[-1]
-    x = dots(config.leaf // per)
-    best = pad(x, (0, leaves * per - x.shape[-1]), value=-math.inf).unflatten(-1, (leaves, per)).amax(-1)
-    total = dots(config.leaf).masked_fill(~allowed, -math.inf).logsumexp(-1, keepdim=True) + math.log(per)
-    share = (best - total).exp().masked_fill(~allowed, 0.0)
+    stand, count = representatives(k_KND, config.leaf, config.outliers)
+    x = torch.einsum("hmd,hbpd->hmbp", q, stand.repeat_interleave(heads // k_KND.shape[0], 0))
+    total = x[..., 0].masked_fill(~allowed, -math.inf).logsumexp(-1, keepdim=True) + math.log(config.leaf)
+    share = ((x + count[:, 0].log()).amax(-1) - total).exp().masked_fill(~allowed, 0.0)
     return pad(share, (0, 0, 0, -m % TILE)).unflatten(1, (-1, TILE)).amax(2)
 
 

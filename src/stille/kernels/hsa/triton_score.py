@@ -14,11 +14,11 @@ import triton.language as tl
 
 @triton.jit
 def summarise_kernel(
-    k_ptr, rotation_ptr, mean_ptr, patch_ptr, code_ptr, code_scale_ptr, n, stride_kh, stride_kn, leaves,
+    k_ptr, rotation_ptr, mean_ptr, stand_ptr, code_ptr, code_scale_ptr, n, stride_kh, stride_kn, leaves,
     D: tl.constexpr, BLOCK_D: tl.constexpr, LEAF: tl.constexpr, PER: tl.constexpr, SIGN: tl.constexpr,
 ):  # fmt: skip
-    """Mean of a leaf and, if it is complete, of its PER patches; with SIGN, the int8 signs of its centred, rotated keys
-    and their least-squares scales."""
+    """Mean of a leaf; with PER, that and the PER - 1 keys farthest from it also in `stand`; with SIGN, the int8 signs
+    of its centred, rotated keys and their least-squares scales."""
     b, h = tl.program_id(0), tl.program_id(1).to(tl.int64)
     d = tl.arange(0, BLOCK_D)
     key = b * LEAF + tl.arange(0, LEAF)
@@ -29,9 +29,16 @@ def summarise_kernel(
     leaf = h * leaves + b
     tl.store(mean_ptr + leaf * D + d, mean.to(mean_ptr.dtype.element_ty), mask=d < D)
     if PER > 0:
-        patch = tl.sum(tl.reshape(k, [PER, LEAF // PER, BLOCK_D]), 1) / (LEAF // PER)
-        at = patch_ptr + ((h * PER + tl.arange(0, PER)) * leaves + b)[:, None] * D + d[None, :]
-        tl.store(at, patch.to(patch_ptr.dtype.element_ty), mask=(d < D)[None, :])
+        j = tl.arange(0, LEAF)
+        far = tl.sum(tl.where(mask, (k - mean[None, :]) * (k - mean[None, :]), 0.0), 1)
+        at = stand_ptr + (h * PER * leaves + b) * D + d
+        tl.store(at, mean.to(stand_ptr.dtype.element_ty), mask=d < D)
+        for p in tl.static_range(1, PER):
+            place = tl.min(tl.where(far == tl.max(far, 0), j, LEAF - 1), 0)  # equally far: the first
+            one = tl.minimum(b * LEAF + place, n - 1).to(tl.int64)
+            x = tl.load(k_ptr + h * stride_kh + one * stride_kn + d, mask=d < D, other=0.0)
+            tl.store(at + p * leaves * D, x, mask=d < D)
+            far = tl.where(j == place, -1.0, far)
     if SIGN:
         centred = tl.where(mask, k - mean[None, :], 0.0)
         square = (d < D)[:, None] & (d < D)[None, :]
@@ -234,18 +241,32 @@ def tail_mass_kernel(
     tl.store(out, mass, mask=(step < leaves)[None, :])
 
 
+@triton.jit
+def add_means(q, at, ok, top, total, D: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr):
+    """Largest score of each row and its sum of exponentials, base 2, with the means at `at` taken in."""
+    if MASKED or BLOCK_D > D:
+        mean = tl.load(at, mask=ok[:, None] & (tl.arange(0, BLOCK_D) < D)[None, :], other=0.0)
+    else:
+        mean = tl.load(at)
+    x = tl.dot(q, tl.trans(mean), input_precision="ieee")
+    if MASKED:
+        x = tl.where(ok[None, :], x, float("-inf"))
+    new = tl.maximum(top, tl.max(x, 1))
+    return new, total * tl.exp2(top - new) + tl.sum(tl.exp2(x - new[:, None]), 1)
+
+
 @triton.jit(do_not_specialize=["m", "start", "leaves", "cand_width", "cand_spans"])
 def row_share_kernel(
-    q_ptr, patch_ptr, mean_ptr, cand_ptr, cand_count_ptr, share_ptr, m, start, stride_qh, stride_qm, leaves,
-    row_stride, cand_width, cand_spans, tiles_per_cand, factor, weight,
+    q_ptr, stand_ptr, cand_ptr, cand_count_ptr, share_ptr, m, start, stride_qh, stride_qm, leaves, row_stride,
+    cand_width, cand_spans, tiles_per_cand, factor, weight,
     G: tl.constexpr, TILE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, LEAF: tl.constexpr, PER: tl.constexpr,
     STEP: tl.constexpr, WIDE: tl.constexpr, HAS_CAND: tl.constexpr,
 ):  # fmt: skip
-    """share[h, tile, leaf or candidate]: weight times the largest share that any row gives to a patch of the leaf.
+    """share[h, tile, leaf or candidate]: weight times the largest share that any row gives to what stands for the leaf.
 
-    A first pass over the means of leaves gives each row its total. The second has patches as rows of the product, so
-    that the maximum over queries stays within a warp; patches lie in PER planes [leaves, D], so that the maximum over
-    those of a leaf is taken component by component.
+    What stands for leaves lies in PER planes [leaves, D], their means first. A pass over the means gives each row its
+    total. Another takes the maximum over planes component by component, then, once for all planes, that over rows: with
+    leaves as rows of the product it stays within a warp.
     """
     t, s = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1).to(tl.int64)
     tiles = tl.num_programs(0)
@@ -254,27 +275,30 @@ def row_share_kernel(
     d_mask = (d < D)[None, :]
     q_at = q_ptr + s * stride_qh + row.to(tl.int64)[:, None] * stride_qm + d[None, :]
     q = tl.load(q_at, mask=(row < m)[:, None] & d_mask, other=0.0)
+    q = (q.to(tl.float32) * factor).to(q.dtype)  # one multiplication of each query instead of one of each score
     own = (start + t * TILE) // LEAF
-    limit = own
+    stand_ptr += h * PER * leaves * D
+    top = tl.full([TILE], -1e30, tl.float32)
+    total = tl.zeros([TILE], tl.float32)
+    wide = tl.arange(0, WIDE)
     if HAS_CAND:
         cand = h * cand_spans + t // tiles_per_cand
         limit = tl.load(cand_count_ptr + cand)
         cand_ptr += cand * cand_width
-    top = tl.full([TILE], -1e30, tl.float32)
-    total = tl.zeros([TILE], tl.float32)
-    wide = tl.arange(0, WIDE)
-    for b in range(0, limit, WIDE):
-        leaf = b + wide
-        if HAS_CAND:
+        for b in range(0, limit, WIDE):
             leaf = tl.load(cand_ptr + b + wide, mask=b + wide < limit, other=2147483647)
-        ok = leaf < own
-        mean = tl.load(mean_ptr + (h * leaves + leaf)[:, None] * D + d[None, :], mask=ok[:, None] & d_mask, other=0.0)
-        x = tl.dot(q, tl.trans(mean), input_precision="ieee") * factor
-        x = tl.where(ok[None, :], x, float("-inf"))
-        new = tl.maximum(top, tl.max(x, 1))
-        total = total * tl.exp2(top - new) + tl.sum(tl.exp2(x - new[:, None]), 1)
-        top = new
-    lse = top + tl.log2(tl.maximum(total, 1e-30)) + tl.log2(PER * 1.0)
+            at = stand_ptr + leaf.to(tl.int64)[:, None] * D + d[None, :]
+            top, total = add_means(q, at, leaf < own, top, total, D, BLOCK_D, True)
+    else:
+        limit = own
+        whole = own // WIDE * WIDE
+        for b in range(0, whole, WIDE):
+            at = stand_ptr + (b + wide)[:, None] * D + d[None, :]
+            top, total = add_means(q, at, b + wide < own, top, total, D, BLOCK_D, False)
+        if whole < own:
+            at = stand_ptr + (whole + wide)[:, None] * D + d[None, :]
+            top, total = add_means(q, at, whole + wide < own, top, total, D, BLOCK_D, True)
+    lse = top + tl.log2(tl.maximum(total, 1e-30)) + tl.log2(LEAF * 1.0)
     lse = tl.where(row < m, lse, float("inf"))  # rows that are none look for nothing
     q = tl.trans(q)
     j = tl.arange(0, STEP)
@@ -284,10 +308,11 @@ def row_share_kernel(
         if HAS_CAND:
             leaf = tl.load(cand_ptr + b + j, mask=b + j < limit, other=2147483647)
         ok = leaf < own
-        best = tl.full([STEP, TILE], float("-inf"), tl.float32)
-        for p in tl.static_range(PER):
-            at = patch_ptr + ((h * PER + p) * leaves + leaf)[:, None] * D + d[None, :]
-            patch = tl.load(at, mask=ok[:, None] & d_mask, other=0.0)
-            best = tl.maximum(best, tl.dot(patch, q, input_precision="ieee") * factor - lse[None, :])
-        share = tl.where(ok, tl.exp2(tl.max(best, 1)) * weight, 0.0)
+        at = stand_ptr + leaf.to(tl.int64)[:, None] * D + d[None, :]
+        mean = tl.load(at, mask=ok[:, None] & d_mask, other=0.0)
+        best = tl.dot(mean, q, input_precision="ieee") + tl.log2(LEAF - PER + 1.0)  # the mean stands for so many keys
+        for p in tl.static_range(1, PER):
+            outlier = tl.load(at + p * leaves * D, mask=ok[:, None] & d_mask, other=0.0)
+            best = tl.maximum(best, tl.dot(outlier, q, input_precision="ieee"))
+        share = tl.where(ok, tl.exp2(tl.max(best - lse[None, :], 1)) * weight, 0.0)
         tl.store(out + b + j, share, mask=b + j < limit)

@@ -131,7 +131,7 @@ class KeyMap:
         code_KND: the keys themselves, or int8 signs (padded to whole leaves).
         scale_KN: scale of each key's signs; None for keys.
         mean_KBD: leaf means, where candidates, signs or single rows need them.
-        patch_KPBD: means of the P patches of complete leaves, where single rows search.
+        stand_KPBD: mean and outliers of complete leaves, where single rows search.
         n: keys.
     """
 
@@ -139,7 +139,7 @@ class KeyMap:
     code_KND: Tensor
     scale_KN: Tensor | None
     mean_KBD: Tensor | None
-    patch_KPBD: Tensor | None
+    stand_KPBD: Tensor | None
     n: int
 
 
@@ -175,22 +175,22 @@ def _rotation(dim: int, like: Tensor) -> Tensor:
 def map_keys(k_KND: Tensor, config: HSAConfig) -> KeyMap:
     """One pass over the keys for means and codes; none at all where the keys themselves are all that is scored."""
     heads, n, dim = k_KND.shape
-    sign, per = config.codes == "sign", config.patches if config.row_weight else 0
+    sign, per = config.codes == "sign", 1 + config.outliers if config.row_weight else 0
     if not (sign or per or config.uses_candidates(n)):
         return KeyMap(k_KND, k_KND, None, None, None, n)
     leaves, dev = triton.cdiv(n, config.leaf), k_KND.device
     mean = torch.empty(heads, leaves, dim, device=dev, dtype=k_KND.dtype)
-    patch = torch.empty(heads, per, leaves, dim, device=dev, dtype=k_KND.dtype) if per else None
+    stand = torch.empty(heads, per, leaves, dim, device=dev, dtype=k_KND.dtype) if per else None
     code, scale = k_KND, None
     if sign:
         code = torch.empty(heads, leaves * config.leaf, dim, device=dev, dtype=torch.int8)
         scale = torch.empty(heads, leaves * config.leaf, device=dev, dtype=torch.float32)
     summarise_kernel[(leaves, heads)](
-        k_KND, _rotation(dim, k_KND) if sign else mean, mean, mean if patch is None else patch, code,
+        k_KND, _rotation(dim, k_KND) if sign else mean, mean, mean if stand is None else stand, code,
         mean if scale is None else scale, n, k_KND.stride(0), k_KND.stride(1), leaves, D=dim,
         BLOCK_D=next_power_of_2(dim), LEAF=config.leaf, PER=per, SIGN=sign, num_warps=4,
     )  # fmt: skip
-    return KeyMap(k_KND, code, scale, mean, patch, n)
+    return KeyMap(k_KND, code, scale, mean, stand, n)
 
 
 def select(
@@ -226,7 +226,7 @@ def select(
         spans, width = cand.shape[1:]
     mass, centre = _unit_masses(mean_q, code_q, scale_q, keys, cand, cand_count, m, width, groups, factor, config)
     alone = None
-    if keys.patch_KPBD is not None:
+    if keys.stand_KPBD is not None:
         alone = _row_shares(q_HMD, keys, cand, cand_count, spans, width, factor, config)
 
     index = torch.empty(heads, tiles, keep, device=dev, dtype=torch.int32)
@@ -311,16 +311,16 @@ def _row_shares(
     config: HSAConfig,
 ) -> Tensor:  # fmt: skip
     """Weighted shares [H * T, width] that single rows give to leaves or candidates."""
-    assert keys.patch_KPBD is not None
-    (heads, m, dim), (k_heads, per, leaves, _) = q_HMD.shape, keys.patch_KPBD.shape
+    assert keys.stand_KPBD is not None
+    (heads, m, dim), (k_heads, per, leaves, _) = q_HMD.shape, keys.stand_KPBD.shape
     tiles, block_d = triton.cdiv(m, TILE), next_power_of_2(dim)
     share = torch.empty(heads * tiles, triton.cdiv(width, 16) * 16, device=q_HMD.device, dtype=torch.float32)
-    held = per * block_d * q_HMD.element_size()  # bytes of a leaf's patches
+    held = per * block_d * q_HMD.element_size()  # bytes that stand for a leaf
     step = min(64, max(16, 65536 // held))
     warps = 8 if held > 512 else 4
     row_share_kernel[(tiles, heads)](
-        q_HMD, keys.patch_KPBD, keys.mean_KBD, cand, cand_count, share, m, keys.n - m, q_HMD.stride(0),
-        q_HMD.stride(1), leaves, share.stride(0), width, spans, config.span // TILE, factor, config.row_weight,
+        q_HMD, keys.stand_KPBD, cand, cand_count, share, m, keys.n - m, q_HMD.stride(0), q_HMD.stride(1), leaves,
+        share.stride(0), width, spans, config.span // TILE, factor, config.row_weight,
         G=heads // k_heads, TILE=TILE, D=dim, BLOCK_D=block_d, LEAF=config.leaf, PER=per, STEP=step,
         WIDE=64 if warps == 4 or block_d > 128 else 128, HAS_CAND=config.uses_candidates(keys.n), num_warps=warps,
         num_stages=2,
