@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stille.engine.config import PAGE_SIZE, EngineConfig
-from stille.engine.hsa import PromptRule
+from stille.engine.hsa import PACKED_BUDGET, PromptRule
 from stille.engine.sampling_params import SamplingParams
 from stille.errors import ConfigError, UnsupportedError
 from stille.kernels.hsa import HSAConfig
@@ -178,6 +178,8 @@ def test_hsa_settings_are_completed():
     resolved = EngineConfig(device="cpu", dtype="fp32", attention="hsa").resolve(config)
     assert resolved.hsa == HSAConfig()
     assert resolved.resolve(config) == resolved
+    packed = EngineConfig(device="cpu", dtype="int4", attention="hsa").resolve(config).hsa
+    assert packed == HSAConfig(budget=PACKED_BUDGET)
     assert EngineConfig(device="cpu", dtype="fp32").resolve(config).hsa is None
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from stille.engine.hsa import PromptRule, check_heads
+from stille.engine.hsa import PACKED_BUDGET, PromptRule, check_heads
 from stille.errors import ConfigError, UnsupportedError
 from stille.kernels.hsa import HSAConfig
 
@@ -41,7 +41,7 @@ class EngineConfig:
         threads: CPU threads of torch and of the CPU kernels; None leaves torch's own choice.
         seed: of requests that bring none; None = from the operating system.
         attention: "full", or "hsa": hierarchical sparse attention, which reads a budget of keys in long contexts.
-        hsa: its settings; None = `HSAConfig()`. Only with attention "hsa".
+        hsa: its settings; None = `HSAConfig()`, with int8 and int4 a budget of 4,096. Only with attention "hsa".
         cuda_graphs: capture decode steps as CUDA graphs.
         async_depth: steps in flight before the first is read; None = the executor's own (0 on CPU, 1 on CUDA).
 
@@ -137,7 +137,7 @@ class EngineConfig:
         length = self.max_model_len or limit
         hsa = None
         if self.attention == "hsa":
-            hsa = self.hsa or HSAConfig()
+            hsa = self.hsa or (HSAConfig(budget=PACKED_BUDGET) if dtype in ("int8", "int4") else HSAConfig())
             heads = int(model_config.num_attention_heads)
             check_heads(int(model_config.head_dim), heads // int(model_config.num_key_value_heads))
         # Prompts are cut where tiles of sparse attention end, so a chunk beside all decoding rows needs a whole one.

@@ -14,6 +14,9 @@ from stille.errors import UnsupportedError
 from stille.kernels.hsa import HSAConfig
 from stille.kernels.hsa.config import TILE
 
+PACKED_BUDGET = 4096
+"""Default budget where weights are packed: rows choose by bounds there, which find less than what others choose by."""
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
