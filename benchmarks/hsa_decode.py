@@ -92,13 +92,18 @@ def check() -> None:
         got = hsa_decode(c.q, c.k, c.v, c.codes, c.table, lengths, c.scale, everything)
         want = dense_decode(c.q, c.k, c.v, c.table, lengths, c.scale)
         expect(f"{name}, budget for everything, against dense", got, want, 1e-2)
-    update = PageCodes.allocate(c.k.shape, config, "cuda")
-    turn = signatures.hadamard(dim, c.k)
-    slots = torch.arange(64, 64 * 64, device="cuda")
-    ref.update_codes(c.k, *update.parts, turn, slots, config.decode_leaf)
-    got, want = (ref.unpack_signs(x.signs[1:64], dim) for x in (c.codes, update))
-    expect("signs", got, want, 0.2)
-    expect("scales", c.codes.scales[1:64], update.scales[1:64], 1e-2)
+        check_codes(name, c)
+
+
+def check_codes(name: str, c: Cache) -> None:
+    """The codes of some pages against those of the specification."""
+    dim, end = c.k.shape[3], 64
+    want = PageCodes.allocate(c.k.shape, c.config, "cuda")
+    slots = torch.arange(PAGE, end * PAGE, device="cuda")
+    ref.update_codes(c.k, *want.parts, signatures.hadamard(dim, c.k), slots, c.config.decode_leaf)
+    levels = [ref.unpack_levels(codes.signs[1:end], dim) for codes in (c.codes, want)]
+    expect(f"{name}, levels", *levels, 0.2)
+    expect(f"{name}, scales", c.codes.scales[1:end], want.scales[1:end], 1e-2)
 
 
 def check_selected(name: str, c: Cache, table: Tensor, lengths: Tensor, workspace: HSAWorkspace | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Rotations for sign codes: orthogonal, and the learned one loses less where keys have preferred directions."""
+"""Rotations for signatures: orthogonal, and the learned one loses less where keys have preferred directions."""
 
 import itertools
 
@@ -26,26 +26,38 @@ def test_learned_rotation_is_orthogonal_and_repeatable():
     assert not torch.equal(rotation, signatures.learn_rotation(anisotropic_keys(), iterations=5, seed=1))
 
 
-def test_learned_rotation_loses_less_than_hadamard():
+@pytest.mark.parametrize("bits", [1, 2])
+def test_learned_rotation_loses_less_than_hadamard(bits):
     """Also on keys that it has not seen."""
     keys = anisotropic_keys(n=1200)
-    learned = signatures.learn_rotation(keys[:, :800])
+    learned = signatures.learn_rotation(keys[:, :800], bits=bits)
     fixed = ref.hadamard_rotation(32)
     for part in (keys[:, :800], keys[:, 800:]):
-        assert (signatures.sign_error(part, learned) < 0.8 * signatures.sign_error(part, fixed)).all()
+        assert (signatures.code_error(part, learned, bits) < 0.8 * signatures.code_error(part, fixed, bits)).all()
 
 
-def test_more_rounds_do_not_lose_more():
+def test_a_rotation_is_learned_for_the_bits_that_decode_has():
     keys = anisotropic_keys()
-    errors = [signatures.sign_error(keys, signatures.learn_rotation(keys, iterations=n)).sum() for n in (0, 1, 4, 16)]
+    own, two, one = (signatures.learn_rotation(keys, 5, bits=bits) for bits in (None, 2, 1))
+    assert torch.equal(own, two)
+    assert (signatures.code_error(keys, own) < signatures.code_error(keys, one)).all()
+
+
+@pytest.mark.parametrize("bits", [1, 2])
+def test_more_rounds_do_not_lose_more(bits):
+    keys = anisotropic_keys()
+    learned = [signatures.learn_rotation(keys, iterations=n, bits=bits) for n in (0, 1, 4, 16)]
+    errors = [signatures.code_error(keys, rotation, bits).sum() for rotation in learned]
     assert all(a >= b - 1e-4 for a, b in itertools.pairwise(errors))
     assert errors[0] > errors[-1]
 
 
-def test_sign_error_of_a_gaussian():
-    """Signs keep 2/pi of what has no preferred direction, whatever the rotation."""
+def test_error_of_a_gaussian():
+    """Signs keep 2/pi of what has no preferred direction, whatever the rotation; four levels about 0.88."""
     keys = torch.randn(1, 4000, 64, generator=torch.Generator().manual_seed(0))
-    assert float(signatures.sign_error(keys, ref.hadamard_rotation(64))) == pytest.approx(1 - 2 / torch.pi, abs=0.01)
+    turn = ref.hadamard_rotation(64)
+    assert float(signatures.code_error(keys, turn, 1)) == pytest.approx(1 - 2 / torch.pi, abs=0.01)
+    assert float(signatures.code_error(keys, turn)) == pytest.approx(0.118, abs=0.01)
 
 
 def test_bad_input_is_refused():

@@ -29,9 +29,10 @@ class PageCodes:
     """Signatures of the key pages of one layer, or, with one more leading axis, of all layers.
 
     Attributes:
-        signs: uint8 [.., num_pages, K, 64, 4 * ceil(D / 32)]: bit i of byte b is the sign of component 8b + i of the
-            rotated key minus its leaf's mean.
-        scales: float16 [.., num_pages, K, 64]: mean absolute component of the same.
+        signs: uint8 [.., num_pages, K, 64, `paged_reference.sign_bytes(D)`]: levels of the rotated key minus its leaf's
+            mean. Bit i of byte b is the sign of component 8b + i; up to D = 64 a second plane of 4 * ceil(D / 32) bytes
+            follows, of half the weight. So 16 bytes for widths from 33 to 64 and from 97 to 128.
+        scales: float16 [.., num_pages, K, 64]: what a key's levels are multiples of.
         means: int8 [.., num_pages, K, 64 // decode_leaf, D]: means of the rotated keys of a leaf.
         mean_scales: float16 [.., num_pages, K, 64 // decode_leaf]: what a mean's components are multiples of.
         rotation: orthogonal [K, D, D], or [layers, K, D, D], in the keys' dtype (`signatures.learn_rotation`). None:
@@ -181,7 +182,7 @@ class HSAWorkspace:
         def empty(size: int, dtype: torch.dtype) -> Tensor:
             return torch.empty(size, dtype=dtype, device=device)
 
-        self.code = empty(cells * 2 * columns * padded_width(head_dim), torch.int8)
+        self.code = empty(cells * columns * (reference.planes(head_dim) + 1) * padded_width(head_dim), torch.int8)
         self.coef = empty(cells * columns, torch.float32)
         self.mass_width = -(-self.leaves // 16) * 16  # rows of aligned beginnings
         self.mass = empty(cells * columns // 2 * self.mass_width, torch.float32)

@@ -4,9 +4,12 @@ S sequences with one query each, H query heads, K key heads (H = K * G), D head 
 the newest token's, `decode_leaf` keys each, F = 64 // decode_leaf of them in a page.
 
 1. Codes. Keys are rotated. Once its last key is written, a leaf gets the mean of its keys, in 8 bits and a scale, and
-   each of its keys a signature: the key minus the mean, reduced to signs (one bit per dimension) and one scale, the
-   mean absolute component.
-2. Scores. A query head estimates the log-mass of a leaf, (R q).mean + log sum_j exp(scale_j (R q).sign_j). A softmax
+   each of its keys a signature: the key minus the mean, x, reduced to one scale and a level per dimension. Levels are
+   signs a, one bit, where D > 64. Up to D = 64 they are a + b/2, two bits: signs b are a where |x| exceeds 0.9957 of
+   its root mean square, else -a. That is the uniform quantiser with four levels for a Gaussian (J. Max, "Quantizing for
+   minimum distortion", IRE Transactions on Information Theory, 1960), and one plane of signs more to a kernel. The
+   scale is that of least squares. So up to D = 128 a signature has at most 128 bits.
+2. Scores. A query head estimates the log-mass of a leaf, (R q).mean + log sum_j exp(scale_j (R q).level_j). A softmax
    over the leaves before that of the newest token makes shares of them; a key head averages those of its query heads.
    So one selection serves the group.
 3. Selection. Sinks, local window and the newest token's leaf always; then the leaves of the largest shares, up to
@@ -35,6 +38,10 @@ RANK_BITS = 10
 """Bits of a rank."""
 
 
+FAR = 0.9957
+"""Root mean squares of a key from which its components count as large."""
+
+
 class Codes(NamedTuple):
     """Signs of a leaf's keys [.., leaf, sign_bytes(D)] and their scales [.., leaf]; the leaf's rotated mean [.., D]."""
 
@@ -43,22 +50,55 @@ class Codes(NamedTuple):
     means: Tensor
 
 
-def sign_bytes(dim: int) -> int:
-    """Bytes that the signs of a key take: whole words of 32 bits."""
+def planes(dim: int) -> int:
+    """Signs that a component of a key gets; the first weighs 1, the second 1/2."""
+    return 2 if dim <= 64 else 1
+
+
+def plane_bytes(dim: int) -> int:
+    """Bytes of one sign per component: whole words of 32 bits."""
     return -(-dim // 32) * 4
 
 
-def pack_signs(turned: Tensor) -> Tensor:
-    """uint8 [.., sign_bytes(D)]: bit i of byte b is set where component 8b + i is not negative; 0 beyond D."""
-    bits = (turned >= 0).unflatten(-1, (-1, 8)).to(torch.uint8)
-    packed = (bits << torch.arange(8, dtype=torch.uint8, device=turned.device)).sum(-1, dtype=torch.uint8)
-    return pad(packed, (0, sign_bytes(turned.shape[-1]) - packed.shape[-1]))
+def sign_bytes(dim: int) -> int:
+    """Bytes that the signs of a key take, plane after plane."""
+    return planes(dim) * plane_bytes(dim)
 
 
-def unpack_signs(signs: Tensor, dim: int) -> Tensor:
-    """float32 +-1 [.., D], the inverse of `pack_signs`."""
+def pack_signs(signs: Tensor) -> Tensor:
+    """uint8 [.., sign_bytes(D)] of bool [.., planes(D), D]: bit i of byte b of a plane is component 8b + i; 0 beyond D.
+
+    True stands for +1.
+    """
+    bits = signs.unflatten(-1, (-1, 8)).to(torch.uint8)
+    packed = (bits << torch.arange(8, dtype=torch.uint8, device=signs.device)).sum(-1, dtype=torch.uint8)
+    return pad(packed, (0, plane_bytes(signs.shape[-1]) - packed.shape[-1])).flatten(-2)
+
+
+def unpack_levels(signs: Tensor, dim: int) -> Tensor:
+    """float32 [.., D] of packed signs: +-1, or +-1 +-1/2 where there are two planes."""
     bits = signs.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8, device=signs.device) & 1
-    return bits.flatten(-2)[..., :dim].float() * 2 - 1
+    return levels(bits.flatten(-2).unflatten(-1, (planes(dim), -1))[..., :dim])
+
+
+def levels(signs: Tensor) -> Tensor:
+    """float32 [.., D] of signs [.., planes, D], 0 or 1: the planes weigh 1 and 1/2."""
+    weights = 0.5 ** torch.arange(signs.shape[-2], device=signs.device)
+    return ((signs.float() * 2 - 1) * weights.unsqueeze(-1)).sum(-2)
+
+
+def quantise(x: Tensor, bits: int | None = None) -> tuple[Tensor, Tensor]:
+    """Levels of vectors [.., D], as bool signs [.., bits, D], and the scale of each by least squares, [..].
+
+    Args:
+        bits: 1 or 2; None: `planes(D)`.
+    """
+    positive, size = x >= 0, x.abs()
+    if (bits or planes(x.shape[-1])) == 1:
+        return positive.unsqueeze(-2), size.mean(-1)
+    far = size > FAR * x.square().mean(-1, keepdim=True).sqrt()
+    level = torch.where(far, 1.5, 0.5).to(x)
+    return torch.stack([positive, positive == far], -2), (size * level).sum(-1) / level.square().sum(-1)
 
 
 def encode(k: Tensor, rotation: Tensor) -> Codes:
@@ -70,8 +110,8 @@ def encode(k: Tensor, rotation: Tensor) -> Codes:
     """
     turned = k.float() @ rotation.float().transpose(-1, -2)
     mean = turned.mean(-2)
-    turned = turned - mean.unsqueeze(-2)
-    return Codes(pack_signs(turned), turned.abs().mean(-1), mean)
+    signs, scales = quantise(turned - mean.unsqueeze(-2))
+    return Codes(pack_signs(signs), scales, mean)
 
 
 def pack_means(means: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,7 +159,7 @@ def leaf_log_mass(q_HD: Tensor, codes: Codes, rotation: Tensor, scale: float) ->
     kv_heads, leaves, leaf = codes.scales.shape
     q_KGD = q_HD.float().unflatten(0, (kv_heads, -1))
     turned = q_KGD @ rotation.to(q_KGD).transpose(-1, -2)
-    keys = unpack_signs(codes.signs, q_HD.shape[-1]) * codes.scales.float().unsqueeze(-1)
+    keys = unpack_levels(codes.signs, q_HD.shape[-1]) * codes.scales.float().unsqueeze(-1)
     dots = (turned @ keys.flatten(1, 2).transpose(1, 2)).unflatten(-1, (leaves, leaf))
     centre = turned @ codes.means.float().transpose(1, 2)
     return (centre * scale + torch.logsumexp(dots * scale, -1)).flatten(0, 1)

@@ -1,13 +1,14 @@
-"""Rotations before keys are reduced to one sign per dimension: a fixed randomised Hadamard matrix, or learned ones.
+"""Rotations before keys are reduced to a bit or two per dimension: a fixed randomised Hadamard matrix, or learned ones.
 
-A rotation is an orthogonal matrix R [D, D] (one for all heads) or [K, D, D] (one per head); a key k becomes
-sign(R (k - its leaf's mean)), and a query that meets it becomes R q.
+A rotation is an orthogonal matrix R [D, D] (one for all heads) or [K, D, D] (one per head); a key k becomes the levels
+of R (k - its leaf's mean), as `paged_reference.quantise` makes them, and a query that meets it becomes R q.
 """
 
 import torch
 from torch import Tensor
 
 from stille.errors import UnsupportedError
+from stille.kernels.hsa.paged_reference import levels, quantise
 from stille.kernels.hsa.reference import hadamard_rotation
 
 _hadamard: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
@@ -21,18 +22,19 @@ def hadamard(dim: int, like: Tensor) -> Tensor:
     return _hadamard[key]
 
 
-def learn_rotation(k_KND: Tensor, iterations: int = 50, seed: int = 0) -> Tensor:
-    """One rotation per head that brings its keys close to the corners of a cube: iterative quantization.
+def learn_rotation(k_KND: Tensor, iterations: int = 50, seed: int = 0, bits: int | None = None) -> Tensor:
+    """One rotation per head that brings its keys close to what signatures can say: iterative quantization.
 
-    Starts from the keys' principal components, turned at random, and alternates between rounding to signs and the
+    Starts from the keys' principal components, turned at random, and alternates between rounding to levels and the
     orthogonal matrix that fits these best (Y. Gong, S. Lazebnik, "Iterative quantization: a Procrustean approach to
-    learning binary codes", CVPR 2011). Each key is weighed as it is: long ones count more.
+    learning binary codes", CVPR 2011; there levels are signs). Each key is weighed as it is: long ones count more.
 
     Args:
         k_KND: keys of each head, minus what will be subtracted from them (`reference.leaf_means`); any float dtype. At
             least D of them; a few thousand are plenty.
         iterations: rounds of fitting.
         seed: of the random turn.
+        bits: per dimension, 1 or 2; None: those of HSA's decode for this width.
 
     Returns:
         float32 [K, D, D], orthogonal.
@@ -53,19 +55,24 @@ def learn_rotation(k_KND: Tensor, iterations: int = 50, seed: int = 0) -> Tensor
     rotation = turn.to(keys.device) @ axes.transpose(1, 2)
     for _ in range(iterations):
         turned = keys @ rotation.transpose(1, 2)
-        codes = torch.where(turned >= 0, 1.0, -1.0).double() * turned.abs().mean(-1, keepdim=True)
+        codes = _rounded(turned, bits)
         left, _, right = torch.linalg.svd(codes.transpose(1, 2) @ keys)
         rotation = left @ right
     return rotation.float()
 
 
-def sign_error(k_KND: Tensor, rotation: Tensor) -> Tensor:
-    """Share of the keys' squared length that signs and one scale per key lose, float32 [K].
+def code_error(k_KND: Tensor, rotation: Tensor, bits: int | None = None) -> Tensor:
+    """Share of the keys' squared length that levels and one scale per key lose, float32 [K].
 
     Args:
         k_KND: keys, centred as for `learn_rotation`.
         rotation: [D, D] or [K, D, D].
+        bits: per dimension, 1 or 2; None: those of HSA's decode for this width.
     """
     turned = k_KND.float() @ rotation.to(k_KND.device, torch.float32).transpose(-1, -2)
-    lost = (turned.abs() - turned.abs().mean(-1, keepdim=True)).square().sum((1, 2))
-    return lost / turned.square().sum((1, 2))
+    return (turned - _rounded(turned, bits)).square().sum((1, 2)) / turned.square().sum((1, 2))
+
+
+def _rounded(x: Tensor, bits: int | None) -> Tensor:
+    signs, scales = quantise(x, bits)
+    return levels(signs).to(x) * scales.unsqueeze(-1)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from stille.kernels.hsa.config import HSAConfig
 from stille.kernels.hsa.paged import HSAWorkspace, PageCodes
-from stille.kernels.hsa.paged_reference import FINEST, GRID_BITS, RANK_BITS
+from stille.kernels.hsa.paged_reference import FINEST, GRID_BITS, RANK_BITS, planes
 from stille.kernels.hsa.triton_codes import (
     LOG2_E,
     encode_queries,
@@ -129,8 +129,8 @@ def attend_kernel(
     rotation_ptr, signs_ptr, scales_ptr, means_ptr, mean_scales_ptr, slots_ptr,
     rotation_stride, q_stride, out_stride, keep, sequences, slots, scale_log2,
     G: tl.constexpr, D: tl.constexpr, LEAF: tl.constexpr, PAGE: tl.constexpr, SPLITS: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_D: tl.constexpr, CODE_D: tl.constexpr, CHUNK: tl.constexpr,
-    MERGE: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_D: tl.constexpr, CODE_D: tl.constexpr, PLANES: tl.constexpr,
+    CHUNK: tl.constexpr, MERGE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Exact attention to a split of the selected leaves; the program that finishes last merges, in order of splits.
 
@@ -146,7 +146,7 @@ def attend_kernel(
         if i < slots:
             encode_slot(
                 k_pages_ptr, rotation_ptr, rotation_stride, signs_ptr, scales_ptr, means_ptr, mean_scales_ptr,
-                slots_ptr, i, kv_head, kv_heads, D, CODE_D, CHUNK, LEAF, PAGE,
+                slots_ptr, i, kv_head, kv_heads, D, CODE_D, PLANES, CHUNK, LEAF, PAGE,
             )  # fmt: skip
         return
     cell = seq.to(tl.int64) * kv_heads + kv_head
@@ -252,8 +252,8 @@ def hsa_decode(
     score_kernel[(cut.score_splits, kv_heads * (padded // together), sequences)](
         q_SHD, rotation, ws.code, ws.coef, *kept, table, lengths_S, ws.mass, ws.mass_stat,
         table_stride, q_SHD.stride(0), config.budget, ws.mass_width, scale * LOG2_E,
-        GP=padded, GC=together, D=dim, BLOCK_D=width, PAGES=cut.score_pages, TURN=turn, ASM=asm, num_warps=1,
-        maxnreg=cut.score_registers or None,
+        GP=padded, GC=together, D=dim, BLOCK_D=width, PLANES=planes(dim), PAGES=cut.score_pages, TURN=turn, ASM=asm,
+        num_warps=1, maxnreg=cut.score_registers or None,
         **shape, **table_on, **extra,
     )  # fmt: skip
     columns = max(PAGE, next_power_of_2(ws.leaves))
@@ -272,6 +272,6 @@ def hsa_decode(
         rotation, *kept, lengths_S if slots_N is None else slots_N,  # what stands for no slots is never read
         rotation_stride(rotation), q_SHD.stride(0), out.stride(0), keep, sequences, slots, scale * LOG2_E,
         D=dim, SPLITS=cut.attend_splits, BLOCK_T=cut.attend_keys, BLOCK_G=max(16, next_power_of_2(group)), BLOCK_D=wide,
-        CODE_D=width, CHUNK=min(width, 64), MERGE=max(1, min(next_power_of_2(group), fits)),
+        CODE_D=width, PLANES=planes(dim), CHUNK=min(width, 64), MERGE=max(1, min(next_power_of_2(group), fits)),
         num_warps=cut.attend_warps, num_stages=cut.attend_stages, **shape, **extra,
     )  # fmt: skip

@@ -1,7 +1,8 @@
 """Triton: masses of the leaves of cached keys, estimated from their codes for one new token per sequence.
 
-The kernel is made for leaves of 16 keys, heads of width 128 and at most four of them to a key head: then every thread
-loads what it will multiply, a leaf's keys are summed within a thread, and nothing moves between threads on the way.
+The kernel is made for leaves of 16 keys, signatures of 128 bits (heads of width 128, or 64 with two bits per dimension)
+and at most four heads to a key head: then every thread loads what it will multiply, a leaf's keys are summed within a
+thread, and nothing moves between threads on the way.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
@@ -112,7 +113,8 @@ def page_rows(table, tile, last_page, kv_head, kv_heads, PAGES: tl.constexpr):
 @triton.jit
 def load_codes(
     signs_ptr, scales_ptr, means_ptr, mean_scales_ptr, row0, row1, row2, row3, there,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, LEAF: tl.constexpr, PAGE: tl.constexpr, PAGES: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, PLANES: tl.constexpr, LEAF: tl.constexpr, PAGE: tl.constexpr,
+    PAGES: tl.constexpr,
 ):  # fmt: skip
     """The codes of a tile, each by the threads that will want it.
 
@@ -123,8 +125,8 @@ def load_codes(
     """
     PER_PAGE: tl.constexpr = PAGE // LEAF
     LEAVES: tl.constexpr = PAGES * PER_PAGE
-    WORDS: tl.constexpr = BLOCK_D // 32
-    USED: tl.constexpr = (D + 31) // 32
+    WORDS: tl.constexpr = PLANES * BLOCK_D // 32
+    USED: tl.constexpr = PLANES * ((D + 31) // 32)  # as many as words where there are two planes
     CHUNK: tl.constexpr = min(BLOCK_D, 64)
     leaf = tl.arange(0, LEAVES)
     row = row0 + leaf * 0
@@ -167,13 +169,14 @@ def scale_of(four, i: tl.constexpr):
 @triton.jit
 def leaf_mass(
     signs, scales, means, mean_scales, sign_code, mean_code, alpha, gamma,
-    GC: tl.constexpr, BLOCK_D: tl.constexpr, LEAF: tl.constexpr, LEAVES: tl.constexpr, ASM: tl.constexpr,
+    GC: tl.constexpr, BLOCK_D: tl.constexpr, PLANES: tl.constexpr, LEAF: tl.constexpr, LEAVES: tl.constexpr,
+    ASM: tl.constexpr,
 ):  # fmt: skip
     """Log-masses (base 2) of the leaves of a tile, fp32 [LEAVES, GC / 4, 4]."""
     KEYS: tl.constexpr = LEAF * LEAVES  # in the order of a leaf's keys: [LEAF, LEAVES]
     CHUNK: tl.constexpr = min(BLOCK_D, 64)
-    signs = tl.reshape(tl.permute(signs, (2, 1, 0)), [KEYS, BLOCK_D // 32])
-    bits = unpack(signs, KEYS, BLOCK_D // 32, ASM)
+    WORDS: tl.constexpr = PLANES * BLOCK_D // 32
+    bits = unpack(tl.reshape(tl.permute(signs, (2, 1, 0)), [KEYS, WORDS]), KEYS, WORDS, ASM)
     dots = tl.dot(bits, sign_code, out_dtype=tl.int32)
     coarse, fine = tl.split(tl.reshape(dots, [KEYS, GC // 4, 4, 2]))
     first = tl.join(scale_of(scales, 0), scale_of(scales, 1))
@@ -198,9 +201,9 @@ def score_kernel(
     mass_ptr,  # fp32 [S, K, GP, width], base 2
     stat_ptr,  # fp32 [S, K, splits, 2, GP]: largest mass of a split, and sum of masses relative to it
     table_stride, q_stride, budget, width, scale_log2,
-    G: tl.constexpr, GP: tl.constexpr, GC: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, LEAF: tl.constexpr,
-    PAGE: tl.constexpr, PAGES: tl.constexpr, TURN: tl.constexpr, ON_DEVICE: tl.constexpr, ASM: tl.constexpr,
-    PDL: tl.constexpr,
+    G: tl.constexpr, GP: tl.constexpr, GC: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, PLANES: tl.constexpr,
+    LEAF: tl.constexpr, PAGE: tl.constexpr, PAGES: tl.constexpr, TURN: tl.constexpr, ON_DEVICE: tl.constexpr,
+    ASM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Log-masses, for GC query heads of a group, of a split of the leaves before the newest token's.
 
@@ -232,7 +235,7 @@ def score_kernel(
     row0, row1, row2, row3 = page_rows(table, first, last_page, kv_head, kv_heads, PAGES)
     signs, scales, means, mean_scales = load_codes(
         signs_ptr, scales_ptr, means_ptr, mean_scales_ptr, row0, row1, row2, row3, first < end,
-        D, BLOCK_D, LEAF, PAGE, PAGES,
+        D, BLOCK_D, PLANES, LEAF, PAGE, PAGES,
     )  # fmt: skip
     row0, row1, row2, row3 = page_rows(table, first + 1, last_page, kv_head, kv_heads, PAGES)
 
@@ -242,13 +245,15 @@ def score_kernel(
         q_at = q_ptr + seq.to(tl.int64) * q_stride + (kv_head * G + g)[:, None] * D + d[None, :]
         q = tl.load(q_at, mask=(g < G)[:, None], other=0.0).to(tl.float32)
         flip = tl.load(rotation_ptr + d).to(tl.float32)  # the first row: the signs, and the norm of all rows
-        sign_code, mean_code, unit, total = query_codes(turn_hadamard(q * flip[None, :], GC, D, TURN), GC, BLOCK_D)
+        turned = turn_hadamard(q * flip[None, :], GC, D, TURN)
+        sign_code, mean_code, unit, total = query_codes(turned, GC, BLOCK_D, PLANES)
     else:
-        k = tl.arange(0, BLOCK_D)
-        c = tl.arange(0, 2 * GC)
+        SIGN_D: tl.constexpr = PLANES * BLOCK_D
+        c = (part * (2 * GC) + tl.arange(0, 2 * GC))[None, :]
         g = tl.arange(0, GC)
-        at = code_ptr + (cell * (4 * GP) + part * (2 * GC) + c)[None, :] * BLOCK_D + k[:, None]
-        sign_code, mean_code = tl.load(at), tl.load(at + 2 * GP * BLOCK_D)
+        code_ptr += cell * (2 * GP * (SIGN_D + BLOCK_D))
+        sign_code = tl.load(code_ptr + c * SIGN_D + tl.arange(0, SIGN_D)[:, None])
+        mean_code = tl.load(code_ptr + 2 * GP * SIGN_D + c * BLOCK_D + tl.arange(0, BLOCK_D)[:, None])
         at = coef_ptr + cell * (2 * GP) + part * GC + g
         unit, total = tl.load(at), tl.load(at + GP)
     alpha = tl.reshape(unit * (2 * scale_log2 / 254), [GC // 4, 4])
@@ -262,12 +267,13 @@ def score_kernel(
     for tile in tl.range(first, end, num_stages=1):
         next_signs, next_scales, next_means, next_mean_scales = load_codes(
             signs_ptr, scales_ptr, means_ptr, mean_scales_ptr, row0, row1, row2, row3, tile + 1 < end,
-            D, BLOCK_D, LEAF, PAGE, PAGES,
+            D, BLOCK_D, PLANES, LEAF, PAGE, PAGES,
         )  # fmt: skip
         row0, row1, row2, row3 = page_rows(table, tile + 2, last_page, kv_head, kv_heads, PAGES)
         mass = leaf_mass(
-            signs, scales, means, mean_scales, sign_code, mean_code, alpha, gamma, GC, BLOCK_D, LEAF, LEAVES, ASM
-        )
+            signs, scales, means, mean_scales, sign_code, mean_code, alpha, gamma,
+            GC, BLOCK_D, PLANES, LEAF, LEAVES, ASM,
+        )  # fmt: skip
         ok = (tile * LEAVES + leaf < complete)[:, None, None]
         tl.store(mass_at + tile * LEAVES, mass, mask=ok & (head < G)[None, :, :])
         mass = tl.where(ok, mass, float("-inf"))
