@@ -101,8 +101,8 @@ def check_codes(name: str, c: Cache) -> None:
     want = PageCodes.allocate(c.k.shape, c.config, "cuda")
     slots = torch.arange(PAGE, end * PAGE, device="cuda")
     ref.update_codes(c.k, *want.parts, signatures.hadamard(dim, c.k), slots, c.config.decode_leaf)
-    levels = [ref.unpack_levels(codes.signs[1:end], dim) for codes in (c.codes, want)]
-    expect(f"{name}, levels", *levels, 0.2)
+    got, wanted = (ref.unpack_levels(codes.signs[1:end], dim) for codes in (c.codes, want))
+    expect(f"{name}, levels", got, wanted, 0.2)
     expect(f"{name}, scales", c.codes.scales[1:end], want.scales[1:end], 1e-2)
 
 
@@ -288,7 +288,7 @@ def sweep(c: Cache) -> list[str]:
         scores = [
             replace(own, score_pages=p, score_splits=s, score_registers=r)
             for (p, r), s in itertools.product(
-                ((1, 96), (2, 0), (2, 112), (4, 0)), (128, 256, 512) if sequences == 1 else (8, 16, 32)
+                ((1, 96), (2, 0), (2, 112), (2, 128), (4, 0)), (128, 256, 512) if sequences == 1 else (8, 16, 32)
             )
         ]
         selects = [replace(own, select_warps=w) for w in (8, 16, 32)]

@@ -123,12 +123,12 @@ def decode_cut(sequences: int, kv_heads: int, group: int, head_dim: int, itemsiz
     return DecodeCut(
         score_splits=min(max(1, next_power_of_2(2048 // programs + 1) // 2), most, 256),
         score_pages=pages,
-        score_registers=112 if group <= 4 and head_dim <= 128 else 0,
+        score_registers=0 if group > 4 or head_dim > 128 else 128 if programs <= 32 else 112,
         select_warps=4 if leaves <= 1024 else 8 if leaves <= 4096 else 16 if leaves <= 8192 else 32,
         attend_splits=32 if programs <= 32 else 8 if programs <= 64 else 4,
         attend_keys=64 if wide <= 256 else 32,
         attend_warps=2 if programs <= 32 and wide <= 256 and group <= 16 else 4,
-        attend_stages=3 if wide <= 256 else 2,
+        attend_stages=2 if programs <= 32 or wide > 256 else 3,
     )
 
 

@@ -58,10 +58,11 @@ def select_kernel(
     SPLITS: tl.constexpr, TILE_LEAVES: tl.constexpr, FINEST: tl.constexpr, GRID_BITS: tl.constexpr,
     RANK_BITS: tl.constexpr, ON_DEVICE: tl.constexpr, ASM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """The leaves that a group of heads reads: the `keep` best, found by bisecting their ranks; exact, no sort."""
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    """The leaves that a group of heads reads: the `keep` best, found by bisecting their ranks; exact, no sort.
+
+    What does not come from `score_kernel` is loaded before its end, that is before the wait: programs of it start
+    their dependents after their own wait, so what came before it is there.
+    """
     kv_head, seq = tl.program_id(0), tl.program_id(1)
     kv_heads = tl.num_programs(0)
     length = tl.load(lengths_ptr + seq)
@@ -74,6 +75,9 @@ def select_kernel(
     p = tl.arange(0, W // PER_PAGE)
     page = tl.load(table + p, mask=p * PER_PAGE < leaves, other=0).to(tl.int32)
     first_place = (page * kv_heads + kv_head) * PER_PAGE
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     if leaves <= keep:
         tl.store(choice_ptr + cell * keep + col, choices(first_place, W, PER_PAGE), mask=col < leaves)
         tl.store(count_ptr + cell, leaves)
@@ -122,7 +126,7 @@ def select_kernel(
 
 @triton.jit(do_not_specialize=["keep", "sequences", "slots"])
 def attend_kernel(
-    q_ptr, k_pages_ptr, v_pages_ptr, choice_ptr, count_ptr, lengths_ptr, out_ptr,
+    q_ptr, k_pages_ptr, v_pages_ptr, choice_ptr, lengths_ptr, out_ptr,
     part_ptr,  # fp32 [S, K, SPLITS, G, D]: weighted values of a split, not yet divided
     stat_ptr,  # fp32 [S, K, 2, SPLITS, G]: maximum score (base 2) and sum of weights of a split
     ticket_ptr,  # int32 [S, K], 0 between launches
@@ -135,13 +139,14 @@ def attend_kernel(
     """Exact attention to a split of the selected leaves; the program that finishes last merges, in order of splits.
 
     Programs beyond the sequences encode the leaves of slots meanwhile: nobody looks at them before the next token.
+    Only what `select_kernel` has chosen waits for its end.
     """
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
     split, kv_head, seq = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     kv_heads = tl.num_programs(1)
     if seq >= sequences:
+        if PDL:
+            tl.extra.cuda.gdc_wait()
+            tl.extra.cuda.gdc_launch_dependents()
         i = (seq - sequences) * SPLITS + split
         if i < slots:
             encode_slot(
@@ -151,7 +156,7 @@ def attend_kernel(
         return
     cell = seq.to(tl.int64) * kv_heads + kv_head
     length = tl.load(lengths_ptr + seq)
-    count = tl.load(count_ptr + cell)
+    count = tl.minimum(tl.cdiv(length, LEAF), keep)
     end = count * LEAF - (LEAF - 1 - (length + LEAF - 1) % LEAF)  # the last leaf read is the sequence's last
     tiles = tl.cdiv(end, BLOCK_T)
     per_split = tl.maximum(tl.cdiv(tiles, SPLITS), 1)
@@ -165,6 +170,9 @@ def attend_kernel(
     gd_mask = g_mask[:, None] & d_mask[None, :]
     head_at = (kv_head * G + g)[:, None] * D + d[None, :]
     q = tl.load(q_ptr + seq.to(tl.int64) * q_stride + head_at, mask=gd_mask, other=0.0)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     top = tl.full([BLOCK_G], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_G], tl.float32)
     acc = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
@@ -268,7 +276,7 @@ def hsa_decode(
     wide = max(16, next_power_of_2(dim))
     fits = (cut.attend_warps << 19) // (cut.attend_splits * max(wide, 128) ** 2)  # parts of heads, in registers
     attend_kernel[(cut.attend_splits, kv_heads, sequences + -(-slots // cut.attend_splits))](
-        q_SHD, k_pages, v_pages, ws.choice_SKL, ws.count_SK, lengths_S, out, ws.part, ws.part_stat, ws.ticket,
+        q_SHD, k_pages, v_pages, ws.choice_SKL, lengths_S, out, ws.part, ws.part_stat, ws.ticket,
         rotation, *kept, lengths_S if slots_N is None else slots_N,  # what stands for no slots is never read
         rotation_stride(rotation), q_SHD.stride(0), out.stride(0), keep, sequences, slots, scale * LOG2_E,
         D=dim, SPLITS=cut.attend_splits, BLOCK_T=cut.attend_keys, BLOCK_G=max(16, next_power_of_2(group)), BLOCK_D=wide,
