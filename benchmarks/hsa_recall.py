@@ -204,7 +204,7 @@ def learn_rotations(k_KND: Tensor) -> Tensor:
     """[K, D, D], of evenly spaced keys, each minus the mean of the 16 keys that it is among."""
     centred = k_KND.float() - ref.leaf_means(k_KND, 16).repeat_interleave(16, 1)[:, : k_KND.shape[1]]
     sample = centred[:, :: max(1, k_KND.shape[1] // LEARNED_FROM)].cpu()  # small singular values: faster there
-    return learn_rotation(sample, iterations=LEARNING).to(k_KND.device)
+    return learn_rotation(sample, iterations=LEARNING, bits=1).to(k_KND.device)
 
 
 @torch.inference_mode()
@@ -283,7 +283,7 @@ def records_of(
     prefill = f"leaves of {config.leaf} chosen by HSA for tiles of {TILE} queries"
     found = [recall(size, "prefill", OURS, prefill, worst("prefill", OURS), GOAL)]
     if ("decode", OURS, budget) in tally.sums:
-        decode = f"leaves of {config.decode_leaf} chosen by signs for single queries"
+        decode = f"leaves of {config.decode_leaf} chosen by signatures for single queries"
         found.append(recall(f"decode.{size}", "decode", OURS, decode, worst("decode", OURS), GOAL))
     for method in ("candidates", *SCORERS):
         if ("prefill", method, budget) in tally.sums:

@@ -13,6 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from stille.kernels.hsa.paged_reference import levels, quantise
 from stille.kernels.hsa.reference import hadamard_rotation
 
 SUB_MEANS = 4
@@ -129,8 +130,15 @@ def random_signs(q_QD: Tensor, keys: Keys) -> Tensor:
 
 
 def signs(q_QD: Tensor, keys: Keys) -> Tensor:
-    """One bit per dimension of the centred keys after a randomised Hadamard rotation: HSA's signatures for decode."""
+    """One bit per dimension of the centred keys after a randomised Hadamard rotation: as HSA decodes wide heads."""
     return _signs(q_QD, keys, hadamard_rotation(q_QD.shape[1]).to(q_QD))
+
+
+def two_bits(q_QD: Tensor, keys: Keys) -> Tensor:
+    """Two bits per dimension after the same rotation: as HSA decodes heads of a width of up to 64."""
+    rotation = hadamard_rotation(q_QD.shape[1]).to(q_QD)
+    signs, scales = quantise(keys.centred_ND @ rotation.T, bits=2)
+    return keys.mass((q_QD @ rotation.T) @ levels(signs).T * scales) + q_QD @ keys.mean_BD.T
 
 
 def learned(q_QD: Tensor, keys: Keys) -> Tensor:
@@ -150,6 +158,7 @@ def _signs(q_QD: Tensor, keys: Keys, rotation_FD: Tensor, scale_N: Tensor | None
 SCORERS: dict[str, Callable[[Tensor, Keys], Tensor]] = {
     "keys": exact,
     "signs": signs,
+    "twobits": two_bits,
     "learned": learned,
     "random": random_signs,
     "quest": quest,
@@ -162,7 +171,8 @@ SCORERS: dict[str, Callable[[Tensor, Keys], Tensor]] = {
 
 DESCRIPTIONS = {
     "keys": "keys themselves (HSA, prefill)",
-    "signs": "Hadamard signs, 1 bit per dimension (HSA, decode)",
+    "signs": "Hadamard signs, 1 bit per dimension (HSA, decode of heads wider than 64)",
+    "twobits": "Hadamard, 2 bits per dimension (HSA, decode of heads up to 64)",
     "learned": "learned signs (ITQ on another text), 1 bit per dimension",
     "random": "random-projection signs, 2 bits per dimension",
     "quest": "Quest bounds",
