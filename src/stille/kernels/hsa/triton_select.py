@@ -315,7 +315,7 @@ def _row_shares(
     (heads, m, dim), (k_heads, per, leaves, _) = q_HMD.shape, keys.stand_KPBD.shape
     tiles, block_d = triton.cdiv(m, TILE), next_power_of_2(dim)
     share = torch.empty(heads * tiles, triton.cdiv(width, 16) * 16, device=q_HMD.device, dtype=torch.float32)
-    held = per * block_d * q_HMD.element_size()  # bytes that stand for a leaf
+    held = next_power_of_2(per) * block_d * q_HMD.element_size()  # bytes that stand for a leaf, or some more
     step = min(64, max(16, 65536 // held))
     warps = 8 if held > 512 else 4
     row_share_kernel[(tiles, heads)](
@@ -323,7 +323,7 @@ def _row_shares(
         share.stride(0), width, spans, config.span // TILE, factor, config.row_weight,
         G=heads // k_heads, TILE=TILE, D=dim, BLOCK_D=block_d, LEAF=config.leaf, PER=per, STEP=step,
         WIDE=64 if warps == 4 or block_d > 128 else 128, HAS_CAND=config.uses_candidates(keys.n), num_warps=warps,
-        num_stages=2,
+        num_stages=2 if warps == 8 else 3,
     )  # fmt: skip
     return share
 
