@@ -79,7 +79,7 @@ def check() -> None:
 def check_selected(name: str, q: Tensor, k: Tensor, v: Tensor, config: HSAConfig) -> None:
     """The output against plain torch on the very leaves that the kernels chose (roundings move near ties)."""
     scale = q.shape[3] ** -0.5
-    chosen = triton_select.select(q[0], triton_select.map_keys(k[0], config), scale, config, want_map=True)
+    chosen = triton_select.select(q[0], k[0], scale, config, want_map=True)
     tiles, leaves = chosen.chosen_HTB.shape[1:]
     past = ref.past_leaves(tiles, leaves, 0, config, q.device)
     own = ref.forced_leaves(tiles, leaves, 0, config, q.device) & ~past
@@ -98,7 +98,7 @@ def check_last_tile(n: int, dim: int, q: Tensor, k: Tensor, v: Tensor, out: Tens
     """At full length: finite everywhere, and the last tile of the last head against plain torch."""
     if not bool(torch.isfinite(out).all()):
         raise Failure(f"hd{dim}, {n >> 10}K: not every output was written")
-    chosen = triton_select.select(q[0], triton_select.map_keys(k[0], CONFIG), dim**-0.5, CONFIG)
+    chosen = triton_select.select(q[0], k[0], dim**-0.5, CONFIG)
     listed = chosen.index_HTL[-1, -1, : int(chosen.count_HT[-1, -1])].long()
     columns = (listed[:, None] * CONFIG.leaf + torch.arange(CONFIG.leaf, device="cuda")).flatten()
     columns = torch.cat([columns, torch.arange(n - 128, n, device="cuda")])
@@ -182,8 +182,8 @@ def prefill(records: Records) -> list[str]:
                     notes=f"Attention of {thousands}K tokens, head width {dim}, forward, "
                     + (f"selection ({chosen:.2f} ms) included. " if sparse else "attended in full at this length. ")
                     + f"bf16, causal, {HEADS}/{KV_HEADS} heads, budget {CONFIG.budget}, leaf {CONFIG.leaf}, unit "
-                    f"{CONFIG.unit}, row weight {CONFIG.row_weight:g}, tail {CONFIG.tail}; exact part by {kernel}; medians, both "
-                    "replayed from graphs. "
+                    f"{CONFIG.unit}, row weight {CONFIG.row_weight:g}, outliers {CONFIG.outliers}, tail {CONFIG.tail}; "
+                    f"exact part by {kernel}; medians, both replayed from graphs. "
                     f"Random data: a speed, not an accuracy.{also}",
                 )
             )  # fmt: skip
@@ -195,7 +195,7 @@ def prefill(records: Records) -> list[str]:
 
 
 def selection(q: Tensor, k: Tensor) -> triton_select.Selection:
-    return triton_select.select(q[0], triton_select.map_keys(k[0], CONFIG), q.shape[3] ** -0.5, CONFIG)
+    return triton_select.select(q[0], k[0], q.shape[3] ** -0.5, CONFIG)
 
 
 def extras(q: Tensor, k: Tensor, v: Tensor) -> list[str]:

@@ -85,8 +85,7 @@ def chosen_leaves(q_HMD: Tensor, k_KND: Tensor, scale: float, config: HSAConfig)
         return ref.select(q_HMD, k_KND, scale, config)
     from stille.kernels.hsa import triton_select
 
-    keys = triton_select.map_keys(k_KND, config)
-    got = triton_select.select(q_HMD, keys, scale, config, want_map=True).chosen_HTB
+    got = triton_select.select(q_HMD, k_KND, scale, config, want_map=True).chosen_HTB
     assert got is not None
     (tiles, leaves), start = got.shape[1:], k_KND.shape[1] - q_HMD.shape[1]
     past = ref.past_leaves(tiles, leaves, start, config, q_HMD.device)

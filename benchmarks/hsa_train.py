@@ -93,8 +93,7 @@ def compare(name: str, got: Grads, want: Grads, most: float) -> None:
 
 def selection(q: Tensor, k: Tensor, config: HSAConfig) -> triton_select.Selection:
     q, k = q[0].detach(), k[0].detach()
-    keys = triton_select.map_keys(k, config)
-    return triton_select.select(q, keys, q.shape[-1] ** -0.5, config, want_map=config.residual)
+    return triton_select.select(q, k, q.shape[-1] ** -0.5, config, want_map=config.residual)
 
 
 def listed(chosen: triton_select.Selection, leaves: int) -> Tensor:

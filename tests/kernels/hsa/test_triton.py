@@ -74,11 +74,11 @@ def test_sign_codes(dim, n, leaf):
 def test_kernels_follow_the_specification(case):
     """Selection, then the exact part on the very leaves that were selected."""
     from stille.kernels.hsa.triton_prefill import prefill
-    from stille.kernels.hsa.triton_select import map_keys, select
+    from stille.kernels.hsa.triton_select import select
 
     q, k, v, scale, config = make(case, 2)
     want = ref.select(q, k, scale, config)
-    chosen = select(q, map_keys(k, config), scale, config, want_map=True)
+    chosen = select(q, k, scale, config, want_map=True)
     tiles, leaves = want.shape[1:]
     past = ref.past_leaves(tiles, leaves, k.shape[1] - q.shape[1], config, q.device)
     have = chosen.chosen_HTB.bool() & past
@@ -98,13 +98,23 @@ def test_kernels_follow_the_specification(case):
     torch.testing.assert_close(out.float(), expected, atol=TOLERANCE, rtol=TOLERANCE)
 
 
+def test_given_importance_decides_on_outliers():
+    from stille.kernels.hsa.triton_select import map_keys
+
+    k, weights = like_neighbours(rand(2, 200, 96, 0)), rand(1, 2, 96, 1)[0].float().abs() ** 4
+    weights[1] = 0  # of this head: all dimensions alike
+    got = map_keys(k, dataclasses.replace(SMALL, leaf=64, outliers=2), weights.bfloat16()).stand_KPBD[:, :, :3]
+    want, _ = ref.representatives(k.float(), 64, 2, weights.bfloat16())
+    torch.testing.assert_close(got, want[:, :3].transpose(1, 2).to(DTYPE))
+
+
 @pytest.mark.skipif(ON_GPU, reason="in bfloat16, roundings decide near ties")
 def test_candidates_of_a_span_that_ends_inside_a_unit():
-    from stille.kernels.hsa.triton_select import map_keys, select
+    from stille.kernels.hsa.triton_select import select
 
     config = dataclasses.replace(SMALL, **NARROW, unit=8, budget=320)
     q, k = rand(2, 281, 64, 70), rand(1, 561, 64, 71)
-    chosen = select(q, map_keys(k, config), 0.125, config, want_map=True)
+    chosen = select(q, k, 0.125, config, want_map=True)
     want = ref.select(q, k, 0.125, config) & ref.past_leaves(3, 18, 280, config, q.device)
     assert torch.equal(chosen.chosen_HTB.bool(), want)
 
@@ -113,11 +123,11 @@ def test_candidates_of_a_span_that_ends_inside_a_unit():
 def test_residual(case):
     from stille.kernels.hsa.triton_prefill import prefill
     from stille.kernels.hsa.triton_residual import residual
-    from stille.kernels.hsa.triton_select import map_keys, select
+    from stille.kernels.hsa.triton_select import select
 
     q, k, v, scale, config = make(case, 8)
     q, config = q / 3, dataclasses.replace(config, residual=True)
-    chosen = select(q, map_keys(k, config), scale, config, want_map=True)
+    chosen = select(q, k, scale, config, want_map=True)
     tiles, leaves = chosen.chosen_HTB.shape[1:]
     past = ref.past_leaves(tiles, leaves, k.shape[1] - q.shape[1], config, q.device)
     own = ref.forced_leaves(tiles, leaves, k.shape[1] - q.shape[1], config, q.device) & ~past
@@ -132,13 +142,13 @@ def test_residual(case):
 @pytest.mark.parametrize(("n", "keys"), [(512, 64), (460, 128)])
 def test_descriptors_equal_pointers(n, keys):
     from stille.kernels.hsa.triton_prefill import PrefillConfig, prefill
-    from stille.kernels.hsa.triton_select import map_keys, select
+    from stille.kernels.hsa.triton_select import select
 
     if ON_GPU and torch.cuda.get_device_capability()[0] < 9:
         pytest.skip("this GPU has no TMA")
     config = dataclasses.replace(SMALL, leaf=PAGE, sinks=PAGE, local=PAGE)
     q, k, v = rand(2, n - 200, 64, 11, 2), rand(2, n, 64, 12), rand(2, n, 64, 13)
-    chosen = select(q, map_keys(k, config), 0.125, config)
+    chosen = select(q, k, 0.125, config)
     want = prefill(q, k, v, chosen, 0.125, 64, 128, config=PrefillConfig(64, 4, 2))
     got = prefill(q, k, v, chosen, 0.125, 64, 128, config=PrefillConfig(keys, 8, 2, tma=True))
     torch.testing.assert_close(got[0], want[0], atol=1e-2 if ON_GPU else 1e-4, rtol=0)
@@ -150,7 +160,7 @@ def test_descriptors_equal_pointers(n, keys):
 @pytest.mark.parametrize(("groups", "n", "m"), [(4, 4096, 4096), (1, 3000, 3000), (5, 2500, 777), (8, 8192, 1)])
 def test_gluon_equals_triton(groups, n, m):
     from stille.kernels.hsa.triton_prefill import prefill
-    from stille.kernels.hsa.triton_select import map_keys, select
+    from stille.kernels.hsa.triton_select import select
 
     config = HSAConfig(budget=1024)
     q, k, v = rand(2 * groups, m, 128, 20, 2), rand(2, n, 128, 21), rand(2, n, 128, 22)
@@ -158,7 +168,7 @@ def test_gluon_equals_triton(groups, n, m):
         pytest.skip("not a Hopper GPU, or Triton is too old")
     from stille.kernels.hsa import triton_gluon
 
-    chosen = select(q, map_keys(k, config), 0.088, config)
+    chosen = select(q, k, 0.088, config)
     want, want_lse, _ = prefill(q, k, v, chosen, 0.088, 64, 128)
     out = torch.full_like(q, torch.nan)
     _, lse = triton_gluon.prefill(q, k, v, chosen, 0.088, 64, out=out)

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from stille.kernels.hsa.config import COARSE, TILE, HSAConfig
-from stille.kernels.hsa.reference import hadamard_rotation
+from stille.kernels.hsa.reference import hadamard_rotation, importance
 from stille.kernels.hsa.triton_score import (
     centre_mass_kernel,
     leaf_mass_kernel,
@@ -172,7 +172,7 @@ def _rotation(dim: int, like: Tensor) -> Tensor:
     return _rotations[key]
 
 
-def map_keys(k_KND: Tensor, config: HSAConfig) -> KeyMap:
+def map_keys(k_KND: Tensor, config: HSAConfig, importance_KD: Tensor | None = None) -> KeyMap:
     """One pass over the keys for means and codes; none at all where the keys themselves are all that is scored."""
     heads, n, dim = k_KND.shape
     sign, per = config.codes == "sign", 1 + config.outliers if config.row_weight else 0
@@ -186,18 +186,20 @@ def map_keys(k_KND: Tensor, config: HSAConfig) -> KeyMap:
         code = torch.empty(heads, leaves * config.leaf, dim, device=dev, dtype=torch.int8)
         scale = torch.empty(heads, leaves * config.leaf, device=dev, dtype=torch.float32)
     summarise_kernel[(leaves, heads)](
-        k_KND, _rotation(dim, k_KND) if sign else mean, mean, mean if stand is None else stand, code,
-        mean if scale is None else scale, n, k_KND.stride(0), k_KND.stride(1), leaves, D=dim,
-        BLOCK_D=next_power_of_2(dim), LEAF=config.leaf, PER=per, SIGN=sign, num_warps=4,
+        k_KND, _rotation(dim, k_KND) if sign else mean, mean, mean if stand is None else stand,
+        mean if importance_KD is None else importance_KD.contiguous(), code, mean if scale is None else scale, n,
+        k_KND.stride(0), k_KND.stride(1), leaves, D=dim, BLOCK_D=next_power_of_2(dim), LEAF=config.leaf, PER=per,
+        HAS_WEIGHT=importance_KD is not None, SIGN=sign, num_warps=4,
     )  # fmt: skip
     return KeyMap(k_KND, code, scale, mean, stand, n)
 
 
 def select(
     q_HMD: Tensor,
-    keys: KeyMap,
+    k_KND: Tensor,
     scale: float,
     config: HSAConfig,
+    importance_KD: Tensor | None = None,
     *,
     lengths_B: Tensor | None = None,
     want_map: bool = False,
@@ -206,13 +208,17 @@ def select(
 
     Args:
         q_HMD: the last M of the N positions.
-        keys: of `map_keys` with the same config.
+        k_KND: all keys.
         scale: factor of the scores.
+        importance_KD: see `reference.select`.
         lengths_B: queries (and keys) that each of B equal groups of heads really has; None: M.
         want_map: fill `chosen_HTB`.
     """
     heads, m, _ = q_HMD.shape
-    k_heads, leaf, unit, dev = keys.code_KND.shape[0], config.leaf, config.unit, q_HMD.device
+    k_heads, leaf, unit, dev = k_KND.shape[0], config.leaf, config.unit, q_HMD.device
+    if importance_KD is None and config.row_weight and config.outliers and m == k_KND.shape[1]:
+        importance_KD = importance(q_HMD, k_heads)
+    keys = map_keys(k_KND, config, importance_KD)
     groups, start, leaves = heads // k_heads, keys.n - m, triton.cdiv(keys.n, leaf)
     units, tiles, keep = triton.cdiv(m, unit), triton.cdiv(m, TILE), config.budget // leaf
     rows, factor = units * groups, scale * LOG2_E
