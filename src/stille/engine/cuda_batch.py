@@ -15,6 +15,7 @@ from torch import Tensor
 from stille.engine.cuda_staging import Layout, Staging
 from stille.engine.executor import StepInput
 from stille.engine.hsa import PromptRule, Segment
+from stille.engine.hsa_importance import begun
 from stille.kernels.paged.triton_decode import DecodeWorkspace, decode_attention
 from stille.kernels.paged.triton_prefill import PrefillConfig, plan_tiles, prefill_attention, prefill_config
 from stille.kernels.paged.triton_write import write_kv
@@ -72,6 +73,7 @@ class Batch:
         last_rows_S: last row of each sequence; None if every row is one.
         pdl: launch dependents early (CUDA only).
         sparse: what of the prompt chunks is attended sparsely.
+        begun_BI: prompts that begin, for sparse attention (see `hsa_importance.begun`); None if none does.
     """
 
     positions_N: Tensor
@@ -84,6 +86,7 @@ class Batch:
     last_rows_S: Tensor | None = None
     pdl: bool = False
     sparse: list[SparseChunk] = field(default_factory=list)
+    begun_BI: Tensor | None = None
 
 
 def attend(cache: KVCache, batch: Batch, layer: int, q_NHD: Tensor, scale: float, out_NHD: Tensor) -> Tensor:
@@ -94,8 +97,10 @@ def attend(cache: KVCache, batch: Batch, layer: int, q_NHD: Tensor, scale: float
             sparse.decode(layer, q_NHD, keys, values, batch, scale, out_NHD)
         else:
             sparse.written(layer, keys, batch.slots_N)
+        if batch.begun_BI is not None:
+            sparse.begin(layer, q_NHD, batch.begun_BI)
         for chunk in batch.sparse:
-            sparse.prefill(chunk, q_NHD, keys, values, scale, out_NHD)
+            sparse.prefill(layer, chunk, q_NHD, keys, values, scale, out_NHD)
     elif batch.decodes:
         decode_attention(
             q_NHD, keys, values, batch.table, batch.lengths_S, scale, sequences=batch.decodes,
@@ -211,6 +216,9 @@ def mixed_batch(
         "last_rows": ends - 1,
         "table": step.page_table[:, :width],
     }
+    begun_BI = None if rule is None else begun(step)
+    if begun_BI is not None and len(begun_BI):
+        sections["begun"] = begun_BI
     config = None
     if full_counts.any():
         config = prefill_config(int(full_counts.max()), group, head_dim, dtype)
@@ -226,6 +234,8 @@ def mixed_batch(
     batch = Batch(
         view["positions"], view["slots"], decodes, view["lengths"], view["table"], width, chunks, view["last_rows"]
     )
+    if begun_BI is not None and "begun" in view:
+        batch.begun_BI = view["begun"].view(begun_BI.shape)
     if parts:
         batch.sparse = _sparse_chunks(parts, ends - counts - starts, table_SP)
     return batch
