@@ -1,5 +1,7 @@
 """`hsa_attention` without kernels: the reference on CPUs, dense attention below the length that pays, bad input."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -101,7 +103,7 @@ def test_importance_that_does_not_fit_is_refused():
 def test_importance_continues_each_sequence_of_a_batch():
     q, k, v = make(batch=2, heads=4, queries=900, keys=900)
     q = q * torch.linspace(0, 2, 64)
-    whole = hsa_attention(q, k, v, SPARSE)
+    whole = hsa_attention(q, k, v, replace(SPARSE, importance=True))
     begun = torch.stack([ref.importance(x, 2) for x in q])
     late = hsa_attention(q[:, :, 640:], k, v, SPARSE, importance_BKD=begun)
     torch.testing.assert_close(late, whole[:, :, 640:])

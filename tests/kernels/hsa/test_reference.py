@@ -20,6 +20,7 @@ CHANGES = [
     {"candidates_from": 0, "span": 256, "unit": 64, "residual": True},
     {"tail": 0},
     {"row_weight": 0},
+    {"importance": True},
     {"row_weight": 0.5, "candidates_from": 0, "leaf": 64, "outliers": 7, "coverage": 0.9},
 ]
 
@@ -150,8 +151,9 @@ def test_a_sequence_goes_on_as_it_was_begun(start):
     """With the importance of the first queries, later ones choose what they choose in one piece."""
     q, k, v = rand(4, 900, 64, 61, 2), rand(2, 900, 64, 62, 2), rand(2, 900, 64, 63)
     q *= torch.linspace(0, 2, 64)
-    whole, _, _ = ref.hsa_attention(q, k, v, SMALL, 0.125)
-    late, _, _ = ref.hsa_attention(q[:, start:], k, v, SMALL, 0.125, ref.importance(q, 2))
+    config = dataclasses.replace(SMALL, importance=True)
+    whole, _, _ = ref.hsa_attention(q, k, v, config, 0.125)
+    late, _, _ = ref.hsa_attention(q[:, start:], k, v, config, 0.125, ref.importance(q, 2))
     torch.testing.assert_close(late, whole[:, start:])
 
 

@@ -40,7 +40,7 @@ CASES = [  # key heads, group, head width, keys, queries, changes of the config
     (1, 2, 64, 450, 450, {"coverage": 0.8, "tail": 0}),
     (2, 2, 64, 500, 290, {"coverage": 0.9, "tail": 200, "codes": "sign"}),
     (1, 4, 64, 500, 1, {"leaf": 64, "unit": 8}),
-    (1, 3, 64, 450, 450, {"row_weight": 1, "outliers": 7, "leaf": 64, "unit": 32, "tail": 0}),
+    (1, 3, 64, 450, 450, {"importance": True, "row_weight": 1, "outliers": 7, "leaf": 64, "unit": 32, "tail": 0}),
     (2, 2, 96, 500, 290, {"row_weight": 1, "outliers": 2}),
     (1, 2, 64, 690, 690, {**NARROW, "row_weight": 1}),
     (1, 3, 64, 690, 690, {**NARROW, "unit": 128}),

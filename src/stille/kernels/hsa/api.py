@@ -77,9 +77,9 @@ def hsa_attention(
         lengths_B: int32 or int64 on the inputs' device: how many tokens of each row of the batch are real, from the
             first on (right padding; as many queries as keys). Results of the rest are zeros. None: all.
         importance_BKD: how much each dimension counts where keys are told from their leaf's mean, any float dtype, on
-            the inputs' device; zeros for a head: all alike. None: the mean squares of the sequence's first 128 queries
-            if there are as many queries as keys (`reference.importance`), else all alike. Give what the first queries
-            had to continue a sequence as it was begun.
+            the inputs' device; zeros for a head: all alike. None: with `config.importance` the mean squares of the
+            first 128 queries if there are as many queries as keys (`reference.importance`), else all alike. Give what
+            the first queries had to continue a sequence as it was begun.
         return_details: return an `HSAOutput` with log-sum-exp and missed mass.
 
     Returns:

@@ -29,6 +29,8 @@ class HSAConfig:
             a tile attends to as a whole; what one row alone looks for is not to be seen in them. 0: no such search.
         outliers: keys of a leaf that such a search sees, those farthest from the leaf's mean, up to 15; the mean stands
             for the others.
+        importance: weigh dimensions by the mean squares of the sequence's first 128 queries in telling outliers; off,
+            all count alike. On some prompts this finds much more, on others it loses what was found; see docs/log.md.
         candidates: keys that a span of queries scores exactly; a coarse pass over leaf means picks them.
         candidates_from: keys in the sequence from which the coarse pass is used; below, every past key is scored.
         span: queries that share candidates, a multiple of 128.
@@ -54,6 +56,7 @@ class HSAConfig:
     codes: str = "keys"
     row_weight: float = 1 / 64
     outliers: int = 3
+    importance: bool = False
     candidates: int = 16384
     candidates_from: int = 98304
     span: int = 512

@@ -120,7 +120,7 @@ def select(
         allowed = ref.candidate_leaves(q_GMD, k_1ND, scale, config).expand(groups, -1, -1)
     mass = score = ref.shares(log_mass, allowed.repeat_interleave(per, 1)).unflatten(1, (tiles, per)).mean(2)
     if config.row_weight:
-        if importance_D is None and m == n:
+        if importance_D is None and config.importance and m == n:
             importance_D = ref.importance(q_GMD, 1)[0]
         score = _add_row_shares(mass, q_GMD, plain_ND, allowed, scale, config, importance_D, min(skip, tiles))
     chosen = ref.top_leaves(score, allowed, forced, keep, config.coverage, mass)

@@ -10,7 +10,7 @@ width, B leaves, T tiles of 128 queries, U units.
    softmax over the leaves, and a tile averages the shares of its units. To that comes, times `row_weight`, what single
    rows look for: every query of the tile for itself scores a leaf's mean and its `outliers`, the keys farthest from the
    mean, and the leaf gets the largest share that any row gives to one of these (of a total that is estimated from the
-   means of leaves). Distances weigh each dimension by its importance, the mean square of the sequence's first queries.
+   means of leaves). With `importance`, distances weigh each dimension by the mean square of the first queries.
    In long sequences a coarse pass over mean keys first narrows the leaves for a span of queries and its group of heads,
    so that scoring costs O(N).
    Tiles at the end of the queries (`tail`) score all keys by each of their rows instead; a leaf is worth its largest
@@ -238,8 +238,8 @@ def select(
     """[H, T, B] bool: the leaves that each tile reads exactly.
 
     Args:
-        importance_KD: of dimensions (see `representatives`). None: `importance` of the queries if they are the whole
-            sequence's, else all alike.
+        importance_KD: of dimensions (see `representatives`). None: `importance` of the queries if the config asks for
+            it and they are the whole sequence's, else all alike.
     """
     (heads, m, _), (k_heads, n, _) = q_HMD.shape, k_KND.shape
     groups, start, dev = heads // k_heads, n - m, q_HMD.device
@@ -250,7 +250,7 @@ def select(
         allowed = candidate_leaves(q_HMD, k_KND, scale, config).repeat_interleave(groups, 0)
     mass = score = unit_shares(q_HMD, k_KND, allowed, scale, config)
     if config.row_weight:
-        if importance_KD is None and m == n:
+        if importance_KD is None and config.importance and m == n:
             importance_KD = importance(q_HMD, k_heads)
         score = mass + config.row_weight * row_shares(q_HMD, k_KND, allowed, scale, config, importance_KD)
     # a forced leaf is read whether it is a candidate or not

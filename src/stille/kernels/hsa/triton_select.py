@@ -216,7 +216,7 @@ def select(
     """
     heads, m, _ = q_HMD.shape
     k_heads, leaf, unit, dev = k_KND.shape[0], config.leaf, config.unit, q_HMD.device
-    if importance_KD is None and config.row_weight and config.outliers and m == k_KND.shape[1]:
+    if importance_KD is None and config.importance and config.row_weight and m == k_KND.shape[1]:
         importance_KD = importance(q_HMD, k_heads)
     keys = map_keys(k_KND, config, importance_KD)
     groups, start, leaves = heads // k_heads, keys.n - m, triton.cdiv(keys.n, leaf)
