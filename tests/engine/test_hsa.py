@@ -16,10 +16,11 @@ from stille.model import StilleConfig
 GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
 COVERING = HSAConfig(budget=576, dense_below=0)
 SPARSE = HSAConfig(
-    budget=256, sinks=64, local=0, tail=0, dense_below=0, span=256, candidates=384, candidates_from=1 << 20
-)
+    budget=256, sinks=64, local=0, tail=0, dense_below=0, span=256, candidates=384, candidates_from=1 << 20,
+    importance=True,
+)  # fmt: skip
 CONFIGS = {
-    "plain": {},
+    "plain": {"importance": False},
     "tail": {"tail": 100},
     "candidates": {"candidates_from": 256, "tail": 40},
     "dense": {"dense_below": 200, "tail": 128},

@@ -1,5 +1,6 @@
 """The CUDA executor's sparse attention, in Triton's interpreter, against the torch executor on the same steps."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -110,7 +111,7 @@ def test_both_keep_and_use_the_same_importance_of_dimensions(monkeypatch):
         return attention(*args, importance_BKD=importance_BKD, **options)
 
     monkeypatch.setattr(cuda_hsa, "hsa_attention", spy)
-    pair = Pair(SPARSE)
+    pair = Pair(dataclasses.replace(SPARSE, importance=True))
     pair.step([], {0: 128, 1: 70}, total=188)
     pair.step([], {0: 60, 2: PAGE_SIZE}, total=188)
     table = pair.table

@@ -216,7 +216,7 @@ def mixed_batch(
         "last_rows": ends - 1,
         "table": step.page_table[:, :width],
     }
-    begun_BI = None if rule is None else begun(step)
+    begun_BI = begun(step) if rule is not None and rule.config.importance else None
     if begun_BI is not None and len(begun_BI):
         sections["begun"] = begun_BI
     config = None

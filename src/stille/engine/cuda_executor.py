@@ -94,7 +94,8 @@ class CudaExecutor:
             from stille.kernels.hsa.paged import HSAWorkspace, PageCodes
 
             page_bytes += layers * PageCodes.bytes_per_page(kv_heads, self._head_dim, config.hsa)
-            page_bytes += layers * Importance.bytes_per_page(kv_heads, self._head_dim)
+            if config.hsa.importance:
+                page_bytes += layers * Importance.bytes_per_page(kv_heads, self._head_dim)
             # Before the pages are planned: in long contexts it takes a share of the memory.
             workspace = HSAWorkspace(
                 most, heads, kv_heads, self._head_dim, self._max_len, config.hsa, self.dtype, self.device
@@ -130,7 +131,7 @@ class CudaExecutor:
 
     @torch.inference_mode()
     def forward(self, step: StepInput, ids_N: Tensor) -> Tensor:
-        if self._cache.sparse is not None:
+        if self._cache.sparse is not None and self._cache.sparse.importance is not None:
             self._cache.sparse.importance.forget(step)
         if step.is_decode and step.num_seqs <= self._sizes[-1]:
             return self._decode(step, ids_N)

@@ -57,7 +57,7 @@ class SparseCache:
         self.config = config
         self.rule = PromptRule.of(config)
         self.codes = PageCodes.allocate(shape, config, device)
-        self.importance = Importance(shape, device)
+        self.importance = Importance(shape, device) if config.importance else None
         self._of_layer = [self.codes.layer(layer) for layer in range(shape[0])]
         self._workspace = workspace
 
@@ -83,6 +83,7 @@ class SparseCache:
         """Keep the importance of dimensions to prompts that begin in this step (see `hsa_importance.begun`)."""
         from stille.kernels.hsa.triton_importance import write_importance
 
+        assert self.importance is not None
         write_importance(q_NHD, begun_BI, self.importance.parts[layer])
 
     def prefill(
@@ -94,8 +95,8 @@ class SparseCache:
             for pages in (keys, values)
         )
         q_HMD = q_NHD[chunk.rows].transpose(0, 1)
-        importance_KD = self.importance.of(layer, chunk.pages_P)
+        weights = None if self.importance is None else self.importance.of(layer, chunk.pages_P)[None]
         out = hsa_attention(
-            q_HMD[None], k_KLD[None], v_KLD[None], chunk.config, scale=scale, importance_BKD=importance_KD[None]
-        )
+            q_HMD[None], k_KLD[None], v_KLD[None], chunk.config, scale=scale, importance_BKD=weights
+        )  # fmt: skip
         out_NHD[chunk.rows] = out[0].transpose(0, 1)

@@ -49,7 +49,8 @@ class TorchExecutor:
         page_bytes = 2 * layers * heads * PAGE_SIZE * width * weight.element_size()
         if config.hsa is not None:
             page_bytes += layers * PageCodes.bytes_per_page(heads, width, config.hsa)
-            page_bytes += layers * Importance.bytes_per_page(heads, width)
+            if config.hsa.importance:
+                page_bytes += layers * Importance.bytes_per_page(heads, width)
         self.num_pages = plan_pages(config, page_bytes, self.device)
         # Zeros, not empty: masked positions still enter the products, and 0 x garbage may be NaN. On CPU the system
         # hands out zeroed memory as it is touched, so an unused cache costs nothing.
@@ -58,7 +59,8 @@ class TorchExecutor:
         self.values = torch.zeros(cache, dtype=weight.dtype, device=self.device)
         self.rule = None if config.hsa is None else PromptRule.of(config.hsa)
         self.codes = None if config.hsa is None else PageCodes.allocate(cache, config.hsa, self.device)
-        self.importance = None if config.hsa is None else Importance(cache, self.device)
+        wanted = config.hsa is not None and config.hsa.importance
+        self.importance = Importance(cache, self.device) if wanted else None
         model.model.rope_table(config.max_model_len)
 
     def warmup(self) -> None:
@@ -144,7 +146,8 @@ class PagedAttention:
                 out_NHD[: self._decodes] = paged_reference.hsa_decode(
                     q_NHD[: self._decodes], keys, values, *codes, self._decode_table, self._end_S, scale, config
                 )
-            self._begin(layer, q_NHD)
+            if self._executor.importance is not None:
+                self._begin(q_NHD, self._executor.importance.parts[layer])
         elif self._decodes:
             q_SH1D = q_NHD[: self._decodes, :, None]
             k_SKLD = keys[self._decode_table].transpose(1, 2).flatten(2, 3)
@@ -163,16 +166,14 @@ class PagedAttention:
                     q_HTD[None], k_KLD[None], v_KLD[None], attn_mask=chunk.mask_TL, scale=scale, enable_gqa=True
                 )[0]
             else:
-                assert self._executor.importance is not None
-                importance_KD = self._executor.importance.of(layer, chunk.pages_P)
-                out_HTD = reference.hsa_attention(q_HTD, k_KLD, v_KLD, chunk.config, scale, importance_KD)[0]
+                kept = self._executor.importance
+                weights = None if kept is None else kept.of(layer, chunk.pages_P)
+                out_HTD = reference.hsa_attention(q_HTD, k_KLD, v_KLD, chunk.config, scale, weights)[0]
             out_NHD[chunk.rows] = out_HTD.transpose(0, 1).to(q_NHD.dtype)
         return out_NHD
 
-    def _begin(self, layer: int, q_NHD: Tensor) -> None:
+    def _begin(self, q_NHD: Tensor, parts_PKD: Tensor) -> None:
         """Keep the importance of dimensions to the prompts that begin in this step."""
-        assert self._executor.importance is not None
-        parts_PKD = self._executor.importance.parts[layer]
         for first, count, *pages in self._begun:
             for rows, page in zip(q_NHD[first : first + count].split(PAGE_SIZE), pages, strict=False):
                 parts_PKD[page] = reference.importance(rows.transpose(0, 1), parts_PKD.shape[1]) * (len(rows) / TILE)
