@@ -130,7 +130,7 @@ def compare(shape: Shape, n: int, rounds: int, tries: int | None) -> dict[str, f
     ]
     sides: dict[str, Callable[[], Tensor]] = {}
     for budget in (CONFIG.budget, OTHER_BUDGET):
-        config = HSAConfig(budget=budget)
+        config = HSAConfig(budget=budget, dense_below=0)
         sides[str(budget)] = partial(hsa_attention, q, k, v, config)
         check_last_tile(shape, q, k, v, sides[str(budget)](), config)
     sides = {"dense": min(dense, key=lambda run: sample(run, tries).seconds), **sides}
