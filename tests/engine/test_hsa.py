@@ -16,11 +16,10 @@ from stille.model import StilleConfig
 GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
 COVERING = HSAConfig(budget=576, dense_below=0)
 SPARSE = HSAConfig(
-    budget=256, sinks=64, local=0, tail=0, dense_below=0, span=256, candidates=384, candidates_from=1 << 20,
-    importance=True,
-)  # fmt: skip
+    budget=256, sinks=64, local=0, tail=0, dense_below=0, span=256, candidates=384, candidates_from=1 << 20
+)
 CONFIGS = {
-    "plain": {"importance": False},
+    "plain": {},
     "tail": {"tail": 100},
     "candidates": {"candidates_from": 256, "tail": 40},
     "dense": {"dense_below": 200, "tail": 128},
@@ -130,85 +129,6 @@ def test_the_synchronous_api_takes_the_settings(tiny_checkpoint):
     full = LLM(str(tiny_checkpoint), **settings).generate(ids, params)[0]
     sparse = LLM(str(tiny_checkpoint), attention="hsa", hsa=COVERING, **settings).generate(ids, params)[0]
     assert sparse.outputs[0].token_ids == full.outputs[0].token_ids
-
-
-# The importance of dimensions
-
-
-@pytest.fixture
-def seen(monkeypatch):
-    """What sparse attention is told of a layer's dimensions, by the position of a chunk's first query."""
-    from stille.engine import torch_executor
-
-    given: dict[int, list[torch.Tensor]] = {}
-    attention = torch_executor.reference.hsa_attention
-
-    def spy(q_HMD, k_KND, v_KND, config, scale, importance_KD=None):
-        given.setdefault(k_KND.shape[1] - q_HMD.shape[1], []).append(importance_KD)
-        return attention(q_HMD, k_KND, v_KND, config, scale, importance_KD)
-
-    monkeypatch.setattr(torch_executor.reference, "hsa_attention", spy)
-    return given
-
-
-def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
-    assert len(one) == len(other) == 2, "layers"
-    return all(torch.allclose(a, b, rtol=1e-2, atol=0) for a, b in zip(one, other, strict=True))
-
-
-@pytest.mark.parametrize("length", [450, 100])
-def test_dimensions_count_as_in_the_first_queries(sparse_core, answer, seen, length, monkeypatch):
-    from stille.engine import torch_executor
-
-    right, attend = [], torch_executor.PagedAttention.attend
-
-    def spy(self, layer, q_NHD, k_NKD, v_NKD, scale):
-        if len(q_NHD) == length:
-            right.append(torch_executor.reference.importance(q_NHD.transpose(0, 1), k_NKD.shape[1]))
-        return attend(self, layer, q_NHD, k_NKD, v_NKD, scale)
-
-    monkeypatch.setattr(torch_executor.PagedAttention, "attend", spy)
-    ids = prompts(length)[0]
-    answer(sparse_core(), ids, SamplingParams(temperature=0, max_tokens=1))
-    expected = [each * min(1.0, length / TILE) for each in right]  # only proportions count
-    assert same(seen[0], expected)
-    assert all((each.amax(-1) > 1.3 * each.amin(-1)).all() for each in expected), "all alike: the test shows nothing"
-
-
-def test_later_chunks_and_prefix_hits_know_the_first_queries(sparse_core, answer, seen):
-    one = SamplingParams(temperature=0, max_tokens=1)
-    same_page, other, more = prompts(PAGE_SIZE, 200, 90)
-    prompt = same_page + prompts(330)[0]
-    answer(sparse_core(), prompt + more, one)
-    right = seen.pop(0)
-    core = sparse_core(max_num_batched_tokens=260)
-    # Of another prompt with the same first page, which is the one that the cache will give.
-    answer(core, same_page + other, one)
-    assert not same(seen.pop(0), right)
-    seen.clear()
-    answer(core, prompt, one)
-    assert sorted(seen) == [0, 256]
-    assert all(same(each, right) for each in seen.values())
-    seen.clear()
-    answer(core, prompt + more, one)
-    assert sorted(seen) == [384]
-    assert same(seen[384], right)
-
-
-def test_what_another_sequence_left_in_a_page_does_not_count(sparse_core, answer, seen):
-    """The answer to a prompt of less than a page fills the second page of what is asked next."""
-    first, more = prompts(30, 100)
-    runs = []
-    for stale in (0.0, 7.0):
-        core = sparse_core()
-        core.runner.executor.importance.parts.fill_(stale)
-        text = answer(core, first, SamplingParams(temperature=0, max_tokens=120, ignore_eos=True))
-        seen.clear()
-        answer(core, first + list(text) + more, GREEDY)
-        assert sorted(seen) == [128]
-        runs.append(seen[128])
-    assert same(*runs)
-    assert all((each > 0).all() for each in runs[0])
 
 
 # The rule

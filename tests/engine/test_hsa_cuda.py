@@ -1,6 +1,5 @@
 """The CUDA executor's sparse attention, in Triton's interpreter, against the torch executor on the same steps."""
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,6 @@ import torch
 
 pytest.importorskip("triton")
 
-from stille.engine import cuda_hsa
 from stille.engine.config import PAGE_SIZE, EngineConfig
 from stille.engine.cuda_executor import CudaExecutor
 from stille.engine.executor import StepInput
@@ -101,34 +99,6 @@ def test_codes_follow_whoever_writes_the_keys():
     torch.testing.assert_close(codes.signs[page, :, :48], right.signs[page, :, :48], rtol=0, atol=0)
     torch.testing.assert_close(codes.scales[page, :, :48], right.scales[page, :, :48], rtol=1e-2, atol=1e-4)
     torch.testing.assert_close(codes.means[page, :, :3], right.means[page, :, :3], rtol=1e-4, atol=1e-5)
-
-
-def test_both_keep_and_use_the_same_importance_of_dimensions(monkeypatch):
-    given, attention = [], cuda_hsa.hsa_attention
-
-    def spy(*args, importance_BKD, **options):
-        given.append(importance_BKD)
-        return attention(*args, importance_BKD=importance_BKD, **options)
-
-    monkeypatch.setattr(cuda_hsa, "hsa_attention", spy)
-    pair = Pair(dataclasses.replace(SPARSE, importance=True))
-    pair.step([], {0: 128, 1: 70}, total=188)
-    pair.step([], {0: 60, 2: PAGE_SIZE}, total=188)
-    table = pair.table
-    right, got = pair.right.importance.parts, pair.got._cache.sparse.importance.parts
-    written = torch.zeros(right.shape[1], dtype=torch.bool)
-    written[[int(p) for p in (*table[0, :2], *table[1, :2], table[2, 0])]] = True
-    for parts in (right, got):
-        assert (parts[:, written] > 0).all()
-        assert not parts[:, ~written].any()
-    torch.testing.assert_close(got, right, rtol=1e-2, atol=0)
-    (importance,) = given  # of the second chunk of one sequence
-    torch.testing.assert_close(importance[0], right[0, table[0, :2]].float().sum(0), rtol=1e-2, atol=0)
-    for parts in (right, got):
-        parts[:, table[2, 1]] = 7
-    pair.step([2], {})
-    assert not right[:, table[2, 1]].any()
-    assert not got[:, table[2, 1]].any()
 
 
 def test_warmup_runs_and_the_cache_counts_the_codes():

@@ -15,7 +15,6 @@ from torch import Tensor
 from stille.engine.cuda_staging import Layout, Staging
 from stille.engine.executor import StepInput
 from stille.engine.hsa import PromptRule, Segment
-from stille.engine.hsa_importance import begun
 from stille.kernels.paged.triton_decode import DecodeWorkspace, decode_attention
 from stille.kernels.paged.triton_prefill import PrefillConfig, plan_tiles, prefill_attention, prefill_config
 from stille.kernels.paged.triton_write import write_kv
@@ -73,7 +72,6 @@ class Batch:
         last_rows_S: last row of each sequence; None if every row is one.
         pdl: launch dependents early (CUDA only).
         sparse: what of the prompt chunks is attended sparsely.
-        begun_BI: prompts that begin, for sparse attention (see `hsa_importance.begun`); None if none does.
     """
 
     positions_N: Tensor
@@ -86,7 +84,6 @@ class Batch:
     last_rows_S: Tensor | None = None
     pdl: bool = False
     sparse: list[SparseChunk] = field(default_factory=list)
-    begun_BI: Tensor | None = None
 
 
 def attend(cache: KVCache, batch: Batch, layer: int, q_NHD: Tensor, scale: float, out_NHD: Tensor) -> Tensor:
@@ -97,10 +94,8 @@ def attend(cache: KVCache, batch: Batch, layer: int, q_NHD: Tensor, scale: float
             sparse.decode(layer, q_NHD, keys, values, batch, scale, out_NHD)
         else:
             sparse.written(layer, keys, batch.slots_N)
-        if batch.begun_BI is not None:
-            sparse.begin(layer, q_NHD, batch.begun_BI)
         for chunk in batch.sparse:
-            sparse.prefill(layer, chunk, q_NHD, keys, values, scale, out_NHD)
+            sparse.prefill(chunk, q_NHD, keys, values, scale, out_NHD)
     elif batch.decodes:
         decode_attention(
             q_NHD, keys, values, batch.table, batch.lengths_S, scale, sequences=batch.decodes,
@@ -216,9 +211,6 @@ def mixed_batch(
         "last_rows": ends - 1,
         "table": step.page_table[:, :width],
     }
-    begun_BI = begun(step) if rule is not None and rule.config.importance else None
-    if begun_BI is not None and len(begun_BI):
-        sections["begun"] = begun_BI
     config = None
     if full_counts.any():
         config = prefill_config(int(full_counts.max()), group, head_dim, dtype)
@@ -234,8 +226,6 @@ def mixed_batch(
     batch = Batch(
         view["positions"], view["slots"], decodes, view["lengths"], view["table"], width, chunks, view["last_rows"]
     )
-    if begun_BI is not None and "begun" in view:
-        batch.begun_BI = view["begun"].view(begun_BI.shape)
     if parts:
         batch.sparse = _sparse_chunks(parts, ends - counts - starts, table_SP)
     return batch

@@ -19,7 +19,6 @@ from stille.engine.config import PAGE_SIZE, EngineConfig, plan_pages
 from stille.engine.cuda_staging import Staging
 from stille.engine.executor import StepInput
 from stille.engine.hsa import PromptRule
-from stille.engine.hsa_importance import Importance
 from stille.errors import UnsupportedError
 from stille.kernels.hsa.config import TILE
 from stille.kernels.triton_support import IN_TRITON, interpreting, require_triton
@@ -94,8 +93,6 @@ class CudaExecutor:
             from stille.kernels.hsa.paged import HSAWorkspace, PageCodes
 
             page_bytes += layers * PageCodes.bytes_per_page(kv_heads, self._head_dim, config.hsa)
-            if config.hsa.importance:
-                page_bytes += layers * Importance.bytes_per_page(kv_heads, self._head_dim)
             # Before the pages are planned: in long contexts it takes a share of the memory.
             workspace = HSAWorkspace(
                 most, heads, kv_heads, self._head_dim, self._max_len, config.hsa, self.dtype, self.device
@@ -131,8 +128,6 @@ class CudaExecutor:
 
     @torch.inference_mode()
     def forward(self, step: StepInput, ids_N: Tensor) -> Tensor:
-        if self._cache.sparse is not None and self._cache.sparse.importance is not None:
-            self._cache.sparse.importance.forget(step)
         if step.is_decode and step.num_seqs <= self._sizes[-1]:
             return self._decode(step, ids_N)
         return self._prefill(step, ids_N)

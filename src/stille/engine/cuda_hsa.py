@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from stille.engine.hsa import PromptRule
-from stille.engine.hsa_importance import Importance
 from stille.kernels.hsa import HSAConfig, hsa_attention
 from stille.kernels.hsa.paged import HSAWorkspace, PageCodes, hsa_decode, update_codes
 
@@ -38,7 +37,7 @@ class SparseChunk:
 
 
 class SparseCache:
-    """What sparse attention keeps beside keys and values: their codes, importance, and scratch of decode steps.
+    """What sparse attention keeps beside keys and values: their codes, and scratch of decode steps.
 
     Args:
         config: of the engine.
@@ -57,7 +56,6 @@ class SparseCache:
         self.config = config
         self.rule = PromptRule.of(config)
         self.codes = PageCodes.allocate(shape, config, device)
-        self.importance = Importance(shape, device) if config.importance else None
         self._of_layer = [self.codes.layer(layer) for layer in range(shape[0])]
         self._workspace = workspace
 
@@ -79,24 +77,12 @@ class SparseCache:
             workspace=self._workspace, pdl=batch.pdl,
         )  # fmt: skip
 
-    def begin(self, layer: int, q_NHD: Tensor, begun_BI: Tensor) -> None:
-        """Keep the importance of dimensions to prompts that begin in this step (see `hsa_importance.begun`)."""
-        from stille.kernels.hsa.triton_importance import write_importance
-
-        assert self.importance is not None
-        write_importance(q_NHD, begun_BI, self.importance.parts[layer])
-
-    def prefill(
-        self, layer: int, chunk: SparseChunk, q_NHD: Tensor, keys: Tensor, values: Tensor, scale: float, out_NHD: Tensor
-    ) -> None:
+    def prefill(self, chunk: SparseChunk, q_NHD: Tensor, keys: Tensor, values: Tensor, scale: float, out_NHD: Tensor):
         """Attention of a chunk, into its rows of `out_NHD`. Keys and values are gathered to lie side by side."""
         k_KLD, v_KLD = (
             pages.transpose(0, 1).index_select(1, chunk.pages_P).flatten(1, 2)[:, : chunk.keys]
             for pages in (keys, values)
         )
         q_HMD = q_NHD[chunk.rows].transpose(0, 1)
-        weights = None if self.importance is None else self.importance.of(layer, chunk.pages_P)[None]
-        out = hsa_attention(
-            q_HMD[None], k_KLD[None], v_KLD[None], chunk.config, scale=scale, importance_BKD=weights
-        )  # fmt: skip
+        out = hsa_attention(q_HMD[None], k_KLD[None], v_KLD[None], chunk.config, scale=scale)
         out_NHD[chunk.rows] = out[0].transpose(0, 1)

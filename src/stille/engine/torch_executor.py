@@ -18,10 +18,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from stille.engine.config import PAGE_SIZE, EngineConfig, plan_pages
 from stille.engine.executor import StepInput
 from stille.engine.hsa import PromptRule, Segment
-from stille.engine.hsa_importance import Importance, begun
 from stille.engine.sampling_state import to_device
 from stille.kernels.hsa import HSAConfig, paged_reference, reference, signatures
-from stille.kernels.hsa.config import TILE
 from stille.kernels.hsa.paged import PageCodes
 
 if TYPE_CHECKING:
@@ -49,8 +47,6 @@ class TorchExecutor:
         page_bytes = 2 * layers * heads * PAGE_SIZE * width * weight.element_size()
         if config.hsa is not None:
             page_bytes += layers * PageCodes.bytes_per_page(heads, width, config.hsa)
-            if config.hsa.importance:
-                page_bytes += layers * Importance.bytes_per_page(heads, width)
         self.num_pages = plan_pages(config, page_bytes, self.device)
         # Zeros, not empty: masked positions still enter the products, and 0 x garbage may be NaN. On CPU the system
         # hands out zeroed memory as it is touched, so an unused cache costs nothing.
@@ -59,8 +55,6 @@ class TorchExecutor:
         self.values = torch.zeros(cache, dtype=weight.dtype, device=self.device)
         self.rule = None if config.hsa is None else PromptRule.of(config.hsa)
         self.codes = None if config.hsa is None else PageCodes.allocate(cache, config.hsa, self.device)
-        wanted = config.hsa is not None and config.hsa.importance
-        self.importance = Importance(cache, self.device) if wanted else None
         model.model.rope_table(config.max_model_len)
 
     def warmup(self) -> None:
@@ -71,8 +65,6 @@ class TorchExecutor:
         starts, lengths = step.starts.astype(np.int64), step.lengths.astype(np.int64)
         ends = np.cumsum(lengths)
         positions = np.arange(step.num_tokens) + np.repeat(starts - (ends - lengths), lengths)
-        if self.importance is not None:
-            self.importance.forget(step)
         attention = PagedAttention(self, step, positions)
         hidden_NC = self.model.model.forward_tokens(ids_N, to_device(positions, self.device), attention)
         last_S = to_device(ends - 1, self.device)
@@ -115,7 +107,6 @@ class PagedAttention:
             self._decode_table = table[: self._decodes, :pages]
             self._end_S = to_device(ends[: self._decodes], device)
             self._decode_mask = torch.arange(pages * PAGE_SIZE, device=device) < self._end_S[:, None, None, None]
-        self._begun = [] if executor.importance is None else begun(step).tolist()
         self._chunks: list[_Chunk] = []
         first = self._decodes
         for row in range(self._decodes, step.num_seqs):
@@ -146,8 +137,6 @@ class PagedAttention:
                 out_NHD[: self._decodes] = paged_reference.hsa_decode(
                     q_NHD[: self._decodes], keys, values, *codes, self._decode_table, self._end_S, scale, config
                 )
-            if self._executor.importance is not None:
-                self._begin(q_NHD, self._executor.importance.parts[layer])
         elif self._decodes:
             q_SH1D = q_NHD[: self._decodes, :, None]
             k_SKLD = keys[self._decode_table].transpose(1, 2).flatten(2, 3)
@@ -166,14 +155,6 @@ class PagedAttention:
                     q_HTD[None], k_KLD[None], v_KLD[None], attn_mask=chunk.mask_TL, scale=scale, enable_gqa=True
                 )[0]
             else:
-                kept = self._executor.importance
-                weights = None if kept is None else kept.of(layer, chunk.pages_P)
-                out_HTD = reference.hsa_attention(q_HTD, k_KLD, v_KLD, chunk.config, scale, weights)[0]
-            out_NHD[chunk.rows] = out_HTD.transpose(0, 1).to(q_NHD.dtype)
+                out_HTD = reference.hsa_attention(q_HTD, k_KLD, v_KLD, chunk.config, scale)[0].to(q_NHD.dtype)
+            out_NHD[chunk.rows] = out_HTD.transpose(0, 1)
         return out_NHD
-
-    def _begin(self, q_NHD: Tensor, parts_PKD: Tensor) -> None:
-        """Keep the importance of dimensions to the prompts that begin in this step."""
-        for first, count, *pages in self._begun:
-            for rows, page in zip(q_NHD[first : first + count].split(PAGE_SIZE), pages, strict=False):
-                parts_PKD[page] = reference.importance(rows.transpose(0, 1), parts_PKD.shape[1]) * (len(rows) / TILE)

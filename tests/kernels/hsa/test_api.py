@@ -1,7 +1,5 @@
 """`hsa_attention` without kernels: the reference on CPUs, dense attention below the length that pays, bad input."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -91,22 +89,6 @@ def test_lengths_that_do_not_fit_are_refused():
         hsa_attention(q, k, v, lengths_B=torch.tensor([700]))
     with pytest.raises(ValueError, match="as many queries as keys"):
         hsa_attention(q[:, :, 1:], k, v, lengths_B=torch.tensor([700, 3]))
-
-
-def test_importance_that_does_not_fit_is_refused():
-    q, k, v = make(batch=2)
-    for wrong in (torch.ones(2, 4, 64), torch.ones(2, 2, 32), torch.ones(2, 2, 64, dtype=torch.int32)):
-        with pytest.raises(ValueError, match="importance_BKD"):
-            hsa_attention(q, k, v, SPARSE, importance_BKD=wrong)
-
-
-def test_importance_continues_each_sequence_of_a_batch():
-    q, k, v = make(batch=2, heads=4, queries=900, keys=900)
-    q = q * torch.linspace(0, 2, 64)
-    whole = hsa_attention(q, k, v, replace(SPARSE, importance=True))
-    begun = torch.stack([ref.importance(x, 2) for x in q])
-    late = hsa_attention(q[:, :, 640:], k, v, SPARSE, importance_BKD=begun)
-    torch.testing.assert_close(late, whole[:, :, 640:])
 
 
 def test_what_the_kernels_do_not_take_is_refused():

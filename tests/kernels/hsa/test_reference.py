@@ -20,7 +20,6 @@ CHANGES = [
     {"candidates_from": 0, "span": 256, "unit": 64, "residual": True},
     {"tail": 0},
     {"row_weight": 0},
-    {"importance": True},
     {"row_weight": 0.5, "candidates_from": 0, "leaf": 64, "outliers": 7, "coverage": 0.9},
 ]
 
@@ -132,29 +131,6 @@ def test_what_one_row_alone_looks_for_is_found_in_mid_prompt():
     blind = dataclasses.replace(config, row_weight=0)
     assert not ref.select(q, k, 0.125, blind)[:, row // 128, leaf].all(), "the case is a hard one"
     assert ref.select(q, k, 0.125, config)[:, row // 128, leaf].all()
-
-
-def test_importance_makes_outliers_of_what_queries_look_at():
-    q, k = rand(4, 300, 64, 51), rand(2, 320, 64, 52)
-    k[:, 77, :8] += 1.5  # little beside the other dimensions, but they are all that queries look at
-    q[..., 8:] *= 0.01
-    plain, _ = ref.representatives(k, 32, 1)
-    weighed, count = ref.representatives(k, 32, 1, ref.importance(q, 2))
-    assert not torch.equal(plain[:, 77 // 32, 1], k[:, 77])
-    torch.testing.assert_close(weighed[:, 77 // 32, 1], k[:, 77])
-    assert count.flatten().tolist() == [31, 1]
-    torch.testing.assert_close(ref.representatives(k, 32, 1, torch.zeros(2, 64))[0], plain, msg="zeros: all alike")
-
-
-@pytest.mark.parametrize("start", [256, 640])
-def test_a_sequence_goes_on_as_it_was_begun(start):
-    """With the importance of the first queries, later ones choose what they choose in one piece."""
-    q, k, v = rand(4, 900, 64, 61, 2), rand(2, 900, 64, 62, 2), rand(2, 900, 64, 63)
-    q *= torch.linspace(0, 2, 64)
-    config = dataclasses.replace(SMALL, importance=True)
-    whole, _, _ = ref.hsa_attention(q, k, v, config, 0.125)
-    late, _, _ = ref.hsa_attention(q[:, start:], k, v, config, 0.125, ref.importance(q, 2))
-    torch.testing.assert_close(late, whole[:, start:])
 
 
 def test_candidates_that_hold_everything_change_nothing():

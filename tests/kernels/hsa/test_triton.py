@@ -40,7 +40,7 @@ CASES = [  # key heads, group, head width, keys, queries, changes of the config
     (1, 2, 64, 450, 450, {"coverage": 0.8, "tail": 0}),
     (2, 2, 64, 500, 290, {"coverage": 0.9, "tail": 200, "codes": "sign"}),
     (1, 4, 64, 500, 1, {"leaf": 64, "unit": 8}),
-    (1, 3, 64, 450, 450, {"importance": True, "row_weight": 1, "outliers": 7, "leaf": 64, "unit": 32, "tail": 0}),
+    (1, 3, 64, 450, 450, {"row_weight": 1, "outliers": 7, "leaf": 64, "unit": 32, "tail": 0}),
     (2, 2, 96, 500, 290, {"row_weight": 1, "outliers": 2}),
     (1, 2, 64, 690, 690, {**NARROW, "row_weight": 1}),
     (1, 3, 64, 690, 690, {**NARROW, "unit": 128}),
@@ -98,14 +98,15 @@ def test_kernels_follow_the_specification(case):
     torch.testing.assert_close(out.float(), expected, atol=TOLERANCE, rtol=TOLERANCE)
 
 
-def test_given_importance_decides_on_outliers():
+@pytest.mark.parametrize(("dim", "n", "leaf", "outliers"), [(96, 200, 64, 2), (64, 130, 16, 0)])
+def test_what_stands_for_leaves(dim, n, leaf, outliers):
     from stille.kernels.hsa.triton_select import map_keys
 
-    k, weights = like_neighbours(rand(2, 200, 96, 0)), rand(1, 2, 96, 1)[0].float().abs() ** 4
-    weights[1] = 0  # of this head: all dimensions alike
-    got = map_keys(k, dataclasses.replace(SMALL, leaf=64, outliers=2), weights.bfloat16()).stand_KPBD[:, :, :3]
-    want, _ = ref.representatives(k.float(), 64, 2, weights.bfloat16())
-    torch.testing.assert_close(got, want[:, :3].transpose(1, 2).to(DTYPE))
+    k, whole = like_neighbours(rand(2, n, dim, 0)), n // leaf
+    config = dataclasses.replace(SMALL, leaf=leaf, outliers=outliers, local=128)
+    got = map_keys(k, config).stand_KPBD[:, :, :whole]
+    want, _ = ref.representatives(k, leaf, outliers)
+    torch.testing.assert_close(got, want[:, :whole].transpose(1, 2).to(DTYPE))
 
 
 @pytest.mark.skipif(ON_GPU, reason="in bfloat16, roundings decide near ties")

@@ -31,7 +31,6 @@ def hsa_attention(
     *,
     scale: float | None = None,
     lengths_B: Tensor | None = None,
-    importance_BKD: Tensor | None = None,
     return_details: Literal[False] = False,
 ) -> Tensor: ...
 @overload
@@ -43,7 +42,6 @@ def hsa_attention(
     *,
     scale: float | None = None,
     lengths_B: Tensor | None = None,
-    importance_BKD: Tensor | None = None,
     return_details: Literal[True],
 ) -> HSAOutput: ...
 def hsa_attention(
@@ -54,7 +52,6 @@ def hsa_attention(
     *,
     scale: float | None = None,
     lengths_B: Tensor | None = None,
-    importance_BKD: Tensor | None = None,
     return_details: bool = False,
 ) -> Tensor | HSAOutput:
     """Causal sparse attention; the queries are the last positions of the keys (chunked prefill).
@@ -76,10 +73,6 @@ def hsa_attention(
         scale: factor of the scores; None: D ** -0.5.
         lengths_B: int32 or int64 on the inputs' device: how many tokens of each row of the batch are real, from the
             first on (right padding; as many queries as keys). Results of the rest are zeros. None: all.
-        importance_BKD: how much each dimension counts where keys are told from their leaf's mean, any float dtype, on
-            the inputs' device; zeros for a head: all alike. None: with `config.importance` the mean squares of the
-            first 128 queries if there are as many queries as keys (`reference.importance`), else all alike. Give what
-            the first queries had to continue a sequence as it was begun.
         return_details: return an `HSAOutput` with log-sum-exp and missed mass.
 
     Returns:
@@ -98,8 +91,6 @@ def hsa_attention(
         out = torch.empty_like(q_BHTD)
         empty = torch.empty(batch, heads, m, device=out.device)
         return HSAOutput(out, empty, empty if config.residual else None) if return_details else out
-    if importance_BKD is not None:
-        _check_importance(importance_BKD, k_BKTD)
     padding_BT = None
     if lengths_B is not None:
         _check_lengths(lengths_B, q_BHTD, n)
@@ -114,14 +105,13 @@ def hsa_attention(
         config = _covering(config, n)
     q_HMD, k_KND, v_KND = (x.flatten(0, 1) for x in (q_BHTD, k_BKTD, v_BKTD))
     q_HMD, k_KND, v_KND = (x if x.stride(-1) == 1 else x.contiguous() for x in (q_HMD, k_KND, v_KND))
-    weights = None if importance_BKD is None else importance_BKD.flatten(0, 1)
     graded = autograd.wanted(q_HMD, k_KND, v_KND)
     if runs_triton(q_BHTD) and graded:
-        out, lse, missed = autograd.by_kernels(_triton, q_HMD, k_KND, v_KND, factor, config, lengths_B, weights)
+        out, lse, missed = autograd.by_kernels(_triton, q_HMD, k_KND, v_KND, factor, config, lengths_B)
     elif runs_triton(q_BHTD):
-        out, lse, missed, _, _ = _triton(q_HMD, k_KND, v_KND, factor, config, lengths_B, weights)
+        out, lse, missed, _, _ = _triton(q_HMD, k_KND, v_KND, factor, config, lengths_B)
     else:
-        out, lse, missed = _plain(q_HMD, k_KND, v_KND, factor, config, lengths_B, weights, return_details)
+        out, lse, missed = _plain(q_HMD, k_KND, v_KND, factor, config, lengths_B, return_details)
     out, lse = out.view(q_BHTD.shape), lse.view(batch, heads, m)
     missed = missed.view(batch, heads, m) if config.residual and missed is not None else None
     if padding_BT is not None:
@@ -170,15 +160,6 @@ def _check_lengths(lengths: Tensor, q: Tensor, keys: int) -> None:
         raise ValueError(f"lengths_B needs as many queries as keys, got {q.shape[2]} and {keys}.")
 
 
-def _check_importance(importance: Tensor, k: Tensor) -> None:
-    shape = (k.shape[0], k.shape[1], k.shape[3])
-    if tuple(importance.shape) != shape or importance.device != k.device or not importance.is_floating_point():
-        raise ValueError(
-            f"importance_BKD is {importance.dtype} {tuple(importance.shape)} on {importance.device}: expected floats "
-            f"{shape} on {k.device}."
-        )
-
-
 def _dense(q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, scale: float) -> Tensor:
     """Full causal attention of the last positions by torch."""
     m, n = q_BHTD.shape[2], k_BKTD.shape[2]
@@ -207,7 +188,6 @@ def _plain(
     scale: float,
     config: HSAConfig,
     lengths_B: Tensor | None,
-    importance_KD: Tensor | None,
     want_lse: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if autograd.wanted(q_HMD, k_KND, v_KND):
@@ -217,7 +197,7 @@ def _plain(
     else:
         attend = reference.hsa_attention
     if lengths_B is None:
-        out, lse, missed = attend(q_HMD, k_KND, v_KND, config, scale, importance_KD)
+        out, lse, missed = attend(q_HMD, k_KND, v_KND, config, scale)
         return out.to(q_HMD.dtype), lse, missed
     # With padding, a row of the batch at a time.
     out, lse = torch.zeros_like(q_HMD), torch.zeros(q_HMD.shape[:2], device=q_HMD.device)
@@ -226,27 +206,18 @@ def _plain(
     for row, length in enumerate(min(n, q_HMD.shape[1]) for n in lengths_B.tolist()):
         if length > 0:
             q, k = slice(row * heads, (row + 1) * heads), slice(row * kv_heads, (row + 1) * kv_heads)
-            weights = None if importance_KD is None else importance_KD[k]
-            parts = attend(q_HMD[q, :length], k_KND[k, :length], v_KND[k, :length], config, scale, weights)
+            parts = attend(q_HMD[q, :length], k_KND[k, :length], v_KND[k, :length], config, scale)
             out[q, :length], lse[q, :length], missed[q, :length] = parts
     return out, lse, missed
 
 
 def _triton(
-    q_HMD: Tensor,
-    k_KND: Tensor,
-    v_KND: Tensor,
-    scale: float,
-    config: HSAConfig,
-    lengths_B: Tensor | None,
-    importance_KD: Tensor | None,
+    q_HMD: Tensor, k_KND: Tensor, v_KND: Tensor, scale: float, config: HSAConfig, lengths_B: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None, "Selection", "Residual | None"]:
     """Output, log-sum-exp, missed mass; then what the backward pass needs."""
     from stille.kernels.hsa import triton_prefill, triton_residual, triton_select
 
-    chosen = triton_select.select(
-        q_HMD, k_KND, scale, config, importance_KD, lengths_B=lengths_B, want_map=config.residual
-    )
+    chosen = triton_select.select(q_HMD, k_KND, scale, config, lengths_B=lengths_B, want_map=config.residual)
     out = torch.empty(q_HMD.shape, device=q_HMD.device, dtype=q_HMD.dtype)
     if uses_gluon(q_HMD, config):
         from stille.kernels.hsa import triton_gluon

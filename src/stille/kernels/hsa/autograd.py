@@ -42,16 +42,11 @@ def by_kernels(
 
 
 def by_reference(
-    q_HMD: Tensor,
-    k_KND: Tensor,
-    v_KND: Tensor,
-    config: HSAConfig,
-    scale: float,
-    importance_KD: Tensor | None = None,
+    q_HMD: Tensor, k_KND: Tensor, v_KND: Tensor, config: HSAConfig, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`reference.hsa_attention`, differentiable for a selection that is held constant; missed mass is not."""
     with torch.no_grad():
-        selected = reference.select(q_HMD, k_KND, scale, config, importance_KD)
+        selected = reference.select(q_HMD, k_KND, scale, config)
     out, lse, missed = reference.attend(q_HMD, k_KND, v_KND, selected, scale, config)
     return out, lse, missed.detach()
 

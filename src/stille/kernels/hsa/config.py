@@ -17,7 +17,7 @@ COARSE = 128
 
 @dataclass(frozen=True)
 class HSAConfig:
-    """Sizes count keys (tokens); they are multiples of `leaf`. The defaults are what one H200 showed to pay.
+    """Sizes count keys (tokens); they are multiples of `leaf`. The defaults are what an H100 and an H200 showed to pay.
 
     Attributes:
         budget: keys that a tile of 128 queries may read: sinks, window and the tile's own included.
@@ -29,8 +29,6 @@ class HSAConfig:
             a tile attends to as a whole; what one row alone looks for is not to be seen in them. 0: no such search.
         outliers: keys of a leaf that such a search sees, those farthest from the leaf's mean, up to 15; the mean stands
             for the others.
-        importance: weigh dimensions by the mean squares of the sequence's first 128 queries in telling outliers; off,
-            all count alike. On some prompts this finds much more, on others it loses what was found; see docs/log.md.
         candidates: keys that a span of queries scores exactly; a coarse pass over leaf means picks them.
         candidates_from: keys in the sequence from which the coarse pass is used; below, every past key is scored.
         span: queries that share candidates, a multiple of 128.
@@ -44,7 +42,8 @@ class HSAConfig:
         local: keys right before the tile's own leaves, always read.
         residual: add an estimate of what was not read; also gives the share of mass that it stands for. It costs a pass
             of one mean query per unit over all keys.
-        dense_below: sequences of fewer keys are attended in full. None: 3 * budget; from there on, sparse is faster.
+        dense_below: sequences of fewer keys are attended in full. None: 3 * budget (at 2 * budget, heads of 64
+            were slower on an H100 than with FlashAttention-2).
 
     Raises:
         ConfigError: a size is out of range, not a multiple of the leaf, or the budget cannot hold what is always read.
@@ -56,7 +55,6 @@ class HSAConfig:
     codes: str = "keys"
     row_weight: float = 1 / 64
     outliers: int = 3
-    importance: bool = False
     candidates: int = 16384
     candidates_from: int = 98304
     span: int = 512

@@ -33,14 +33,7 @@ _Step = Callable[["_Scratch"], None]
 
 
 def hsa_attention(
-    q_HMD: Tensor,
-    k_KND: Tensor,
-    v_KND: Tensor,
-    config: HSAConfig,
-    scale: float,
-    importance_KD: Tensor | None = None,
-    *,
-    want_lse: bool = True,
+    q_HMD: Tensor, k_KND: Tensor, v_KND: Tensor, config: HSAConfig, scale: float, *, want_lse: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Causal sparse attention of the last M of N positions; `reference.hsa_attention`, faster. No gradients.
 
@@ -48,7 +41,6 @@ def hsa_attention(
 
     Args:
         q_HMD, k_KND, v_KND: fp32, bf16 or fp16, any strides; products and sums are fp32.
-        importance_KD: see `reference.select`.
         want_lse: False leaves rows that read everything to torch's attention, which gives no log-sum-exp.
 
     Returns:
@@ -61,9 +53,8 @@ def hsa_attention(
 
     def group(head: int) -> _Group:
         rows = slice(head * heads // k_heads, (head + 1) * heads // k_heads)
-        weights = None if importance_KD is None else importance_KD[head]
         return _Group(
-            q_HMD[rows], k_KND[head], v_KND[head], config, scale, weights, out[rows], lse[rows], missed[rows], want_lse
+            q_HMD[rows], k_KND[head], v_KND[head], config, scale, out[rows], lse[rows], missed[rows], want_lse
         )
 
     def steps() -> Iterator[_Step]:
@@ -80,19 +71,10 @@ def hsa_attention(
     return out, lse, missed
 
 
-def select(
-    q_GMD: Tensor,
-    k_1ND: Tensor,
-    scale: float,
-    config: HSAConfig,
-    importance_D: Tensor | None = None,
-    *,
-    k_ND: Tensor | None = None,
-) -> Tensor:
+def select(q_GMD: Tensor, k_1ND: Tensor, scale: float, config: HSAConfig, *, k_ND: Tensor | None = None) -> Tensor:
     """`reference.select` for one key head, [G, T, B] bool; scores only the past of each unit.
 
     Args:
-        importance_D: see there.
         k_ND: the keys in fp32, if there is such a copy.
     """
     (groups, m, _), n = q_GMD.shape, k_1ND.shape[1]
@@ -120,27 +102,17 @@ def select(
         allowed = ref.candidate_leaves(q_GMD, k_1ND, scale, config).expand(groups, -1, -1)
     mass = score = ref.shares(log_mass, allowed.repeat_interleave(per, 1)).unflatten(1, (tiles, per)).mean(2)
     if config.row_weight:
-        if importance_D is None and config.importance and m == n:
-            importance_D = ref.importance(q_GMD, 1)[0]
-        score = _add_row_shares(mass, q_GMD, plain_ND, allowed, scale, config, importance_D, min(skip, tiles))
+        score = _add_row_shares(mass, q_GMD, plain_ND, allowed, scale, config, min(skip, tiles))
     chosen = ref.top_leaves(score, allowed, forced, keep, config.coverage, mass)
     return _with_tail(chosen, q_GMD, plain_ND, past, forced, scale, config)
 
 
 def _add_row_shares(
-    mass_GTB: Tensor,
-    q_GMD: Tensor,
-    k_ND: Tensor,
-    allowed_GTB: Tensor,
-    scale: float,
-    config: HSAConfig,
-    importance_D: Tensor | None,
-    first: int,
+    mass_GTB: Tensor, q_GMD: Tensor, k_ND: Tensor, allowed_GTB: Tensor, scale: float, config: HSAConfig, first: int
 ) -> Tensor:
     """The same with what single rows look for; see `reference.row_shares`. Tiles before `first` are left alone."""
     (groups, m, _), tiles, leaf = q_GMD.shape, mass_GTB.shape[1], config.leaf
-    weights = None if importance_D is None else importance_D[None]
-    stand_1BPD, count = ref.representatives(k_ND[None], leaf, config.outliers, weights)
+    stand_1BPD, count = ref.representatives(k_ND[None], leaf, config.outliers)
     stand, bias, per = stand_1BPD[0].flatten(0, 1), count[:, 0].log2(), count.shape[0]
     means, score = stand[::per].contiguous(), mass_GTB.clone()
     for tile in range(first, tiles):
@@ -257,14 +229,12 @@ class _Group:
         v_ND: Tensor,
         config: HSAConfig,
         scale: float,
-        importance_D: Tensor | None,
         out_GMD: Tensor,
         lse_GM: Tensor,
         missed_GM: Tensor,
         want_lse: bool,
     ):
         self.q_GMD, self.k_ND, self.v_ND, self.config, self.scale = q_GMD, k_ND, v_ND, config, scale
-        self.importance_D = importance_D
         self.out_GMD, self.lse_GM, self.missed_GM, self.want_lse = out_GMD, lse_GM, missed_GM, want_lse
         self.start = k_ND.shape[0] - q_GMD.shape[1]
         self.prefix = 0  # first rows, those that read everything and are left to torch
@@ -290,7 +260,7 @@ class _Group:
         m, leaf = self.q_GMD.shape[1], self.config.leaf
         self.keys, self.values = _whole_leaves(self.k_ND, leaf), _whole_leaves(self.v_ND, leaf)
         k_ND = self.keys.view(-1, self.k_ND.shape[1])[: self.k_ND.shape[0]]
-        selected_GTB = select(self.q_GMD, self.k_ND[None], self.scale, self.config, self.importance_D, k_ND=k_ND)
+        selected_GTB = select(self.q_GMD, self.k_ND[None], self.scale, self.config, k_ND=k_ND)
         if self.config.residual:
             k_1ND, v_1ND = self.k_ND[None], self.v_ND[None]
             parts = ref.attend(self.q_GMD, k_1ND, v_1ND, selected_GTB, self.scale, self.config)

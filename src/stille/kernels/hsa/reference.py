@@ -10,7 +10,7 @@ width, B leaves, T tiles of 128 queries, U units.
    softmax over the leaves, and a tile averages the shares of its units. To that comes, times `row_weight`, what single
    rows look for: every query of the tile for itself scores a leaf's mean and its `outliers`, the keys farthest from the
    mean, and the leaf gets the largest share that any row gives to one of these (of a total that is estimated from the
-   means of leaves). With `importance`, distances weigh each dimension by the mean square of the first queries.
+   means of leaves).
    In long sequences a coarse pass over mean keys first narrows the leaves for a span of queries and its group of heads,
    so that scoring costs O(N).
    Tiles at the end of the queries (`tail`) score all keys by each of their rows instead; a leaf is worth its largest
@@ -181,66 +181,33 @@ def unit_shares(q_HMD: Tensor, k_KND: Tensor, allowed_HTB: Tensor, scale: float,
     return pad(share, (0, 0, 0, tiles * per - units.shape[1])).view(heads, tiles, per, leaves).mean(2)
 
 
-def importance(q_HMD: Tensor, k_heads: int) -> Tensor:
-    """fp32 [K, D]: mean square of a sequence's first queries, those of its first tile, over the heads of a group.
-
-    From the beginning, so that no choice depends on later queries: the first tile has no past to choose from.
-    """
-    first = q_HMD[:, :TILE].unflatten(0, (k_heads, -1))
-    norm = torch.linalg.vector_norm(first, dim=(1, 2), dtype=torch.float32)
-    return norm.square() / (first.shape[1] * first.shape[2])
-
-
-def representatives(
-    k_KND: Tensor, leaf: int, outliers: int, importance_KD: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def representatives(k_KND: Tensor, leaf: int, outliers: int) -> tuple[Tensor, Tensor]:
     """A leaf's mean and the keys farthest from it, [K, B, 1 + outliers, D], and how many keys each stands for [.., 1].
 
     Equally far: the earlier key. What an incomplete leaf gets is not defined.
-
-    Args:
-        importance_KD: weights of the dimensions' squared differences; None, or zeros for a head: all alike.
     """
     means = leaf_means(k_KND, leaf)
     whole = pad(k_KND.float(), (0, 0, 0, -k_KND.shape[1] % leaf)).unflatten(1, (-1, leaf))
-    square = (whole - means[:, :, None]).square()
-    if importance_KD is not None:
-        weight = importance_KD.float()
-        square = square * torch.where(weight.sum(-1, keepdim=True) > 0, weight, 1.0)[:, None, None]
-    far = square.sum(-1).argsort(dim=-1, descending=True, stable=True)[..., :outliers]
+    far = (whole - means[:, :, None]).square().sum(-1).argsort(dim=-1, descending=True, stable=True)[..., :outliers]
     chosen = whole.gather(2, far[..., None].expand(-1, -1, -1, whole.shape[-1]))
     count = torch.ones(1 + outliers, 1, device=k_KND.device)
     count[0] = leaf - outliers
     return torch.cat([means[:, :, None], chosen], 2), count
 
 
-def row_shares(
-    q_HMD: Tensor,
-    k_KND: Tensor,
-    allowed_HTB: Tensor,
-    scale: float,
-    config: HSAConfig,
-    importance_KD: Tensor | None = None,
-) -> Tensor:
+def row_shares(q_HMD: Tensor, k_KND: Tensor, allowed_HTB: Tensor, scale: float, config: HSAConfig) -> Tensor:
     """[H, T, B]: the largest share that any row of a tile gives to a leaf's mean or to one of its outliers."""
     heads, m, _ = q_HMD.shape
     q, allowed = q_HMD.float() * scale, allowed_HTB.repeat_interleave(TILE, 1)[:, :m]
-    stand, count = representatives(k_KND, config.leaf, config.outliers, importance_KD)
+    stand, count = representatives(k_KND, config.leaf, config.outliers)
     x = torch.einsum("hmd,hbpd->hmbp", q, stand.repeat_interleave(heads // k_KND.shape[0], 0))
     total = x[..., 0].masked_fill(~allowed, -math.inf).logsumexp(-1, keepdim=True) + math.log(config.leaf)
     share = ((x + count[:, 0].log()).amax(-1) - total).exp().masked_fill(~allowed, 0.0)
     return pad(share, (0, 0, 0, -m % TILE)).unflatten(1, (-1, TILE)).amax(2)
 
 
-def select(
-    q_HMD: Tensor, k_KND: Tensor, scale: float, config: HSAConfig, importance_KD: Tensor | None = None
-) -> Tensor:
-    """[H, T, B] bool: the leaves that each tile reads exactly.
-
-    Args:
-        importance_KD: of dimensions (see `representatives`). None: `importance` of the queries if the config asks for
-            it and they are the whole sequence's, else all alike.
-    """
+def select(q_HMD: Tensor, k_KND: Tensor, scale: float, config: HSAConfig) -> Tensor:
+    """[H, T, B] bool: the leaves that each tile reads exactly."""
     (heads, m, _), (k_heads, n, _) = q_HMD.shape, k_KND.shape
     groups, start, dev = heads // k_heads, n - m, q_HMD.device
     tiles, leaves = -(-m // TILE), -(-n // config.leaf)
@@ -250,9 +217,7 @@ def select(
         allowed = candidate_leaves(q_HMD, k_KND, scale, config).repeat_interleave(groups, 0)
     mass = score = unit_shares(q_HMD, k_KND, allowed, scale, config)
     if config.row_weight:
-        if importance_KD is None and config.importance and m == n:
-            importance_KD = importance(q_HMD, k_heads)
-        score = mass + config.row_weight * row_shares(q_HMD, k_KND, allowed, scale, config, importance_KD)
+        score = mass + config.row_weight * row_shares(q_HMD, k_KND, allowed, scale, config)
     # a forced leaf is read whether it is a candidate or not
     chosen = top_leaves(score, allowed, forced, config.budget // config.leaf, config.coverage, mass)
     if config.tail:
@@ -318,13 +283,7 @@ def residual(
 
 
 def hsa_attention(
-    q_HMD: Tensor,
-    k_KND: Tensor,
-    v_KND: Tensor,
-    config: HSAConfig,
-    scale: float,
-    importance_KD: Tensor | None = None,
+    q_HMD: Tensor, k_KND: Tensor, v_KND: Tensor, config: HSAConfig, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Causal sparse attention of the last M of N positions, whatever the length; see `attend` for what is returned."""
-    selected = select(q_HMD, k_KND, scale, config, importance_KD)
-    return attend(q_HMD, k_KND, v_KND, selected, scale, config)
+    return attend(q_HMD, k_KND, v_KND, select(q_HMD, k_KND, scale, config), scale, config)

@@ -14,9 +14,8 @@ import triton.language as tl
 
 @triton.jit
 def summarise_kernel(
-    k_ptr, rotation_ptr, mean_ptr, stand_ptr, weight_ptr, code_ptr, code_scale_ptr, n, stride_kh, stride_kn, leaves,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, LEAF: tl.constexpr, PER: tl.constexpr, HAS_WEIGHT: tl.constexpr,
-    SIGN: tl.constexpr,
+    k_ptr, rotation_ptr, mean_ptr, stand_ptr, code_ptr, code_scale_ptr, n, stride_kh, stride_kn, leaves,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, LEAF: tl.constexpr, PER: tl.constexpr, SIGN: tl.constexpr,
 ):  # fmt: skip
     """Mean of a leaf; with PER, that and the PER - 1 keys farthest from it also in `stand`; with SIGN, the int8 signs
     of its centred, rotated keys and their least-squares scales."""
@@ -31,11 +30,7 @@ def summarise_kernel(
     tl.store(mean_ptr + leaf * D + d, mean.to(mean_ptr.dtype.element_ty), mask=d < D)
     if PER > 0:
         j = tl.arange(0, LEAF)
-        square = tl.where(mask, (k - mean[None, :]) * (k - mean[None, :]), 0.0)
-        if HAS_WEIGHT:
-            weight = tl.load(weight_ptr + h * D + d, mask=d < D, other=0.0).to(tl.float32)
-            square *= tl.where(tl.sum(weight, 0) > 0, weight, 1.0)[None, :]
-        far = tl.sum(square, 1)
+        far = tl.sum(tl.where(mask, (k - mean[None, :]) * (k - mean[None, :]), 0.0), 1)
         at = stand_ptr + (h * PER * leaves + b) * D + d
         tl.store(at, mean.to(stand_ptr.dtype.element_ty), mask=d < D)
         for p in tl.static_range(1, PER):

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from stille.kernels.hsa.config import COARSE, TILE, HSAConfig
-from stille.kernels.hsa.reference import hadamard_rotation, importance
+from stille.kernels.hsa.reference import hadamard_rotation
 from stille.kernels.hsa.triton_score import (
     centre_mass_kernel,
     leaf_mass_kernel,
@@ -47,8 +47,8 @@ def select_kernel(
     """Picks the best past leaves of a tile of one query head and writes their ids, ascending.
 
     With SHARES, `mass` holds shares already, a row for each program; with HAS_ROWS, what single rows add stands in
-    `rows`. With SPAN, TILE is a span of tiles of SPAN_TILE
-    tokens: it picks candidates. With IS_TAIL, programs are the tiles of the last `tail` queries, from the end.
+    `rows`. With SPAN, TILE is a span of tiles of SPAN_TILE tokens: it picks candidates. With IS_TAIL, programs are the
+    tiles of the last `tail` queries, from the end.
     The k-th best score is found by bisecting the bits of the (positive) floats: exact, deterministic, no sort.
     """
     t, s = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -127,15 +127,13 @@ class KeyMap:
     """What is scored for the keys.
 
     Attributes:
-        k_KND: the keys.
         code_KND: the keys themselves, or int8 signs (padded to whole leaves).
         scale_KN: scale of each key's signs; None for keys.
-        mean_KBD: leaf means, where candidates, signs or single rows need them.
+        mean_KBD: leaf means; None where the keys themselves are all that is scored.
         stand_KPBD: mean and outliers of complete leaves, where single rows search.
         n: keys.
     """
 
-    k_KND: Tensor
     code_KND: Tensor
     scale_KN: Tensor | None
     mean_KBD: Tensor | None
@@ -172,12 +170,12 @@ def _rotation(dim: int, like: Tensor) -> Tensor:
     return _rotations[key]
 
 
-def map_keys(k_KND: Tensor, config: HSAConfig, importance_KD: Tensor | None = None) -> KeyMap:
+def map_keys(k_KND: Tensor, config: HSAConfig) -> KeyMap:
     """One pass over the keys for means and codes; none at all where the keys themselves are all that is scored."""
     heads, n, dim = k_KND.shape
     sign, per = config.codes == "sign", 1 + config.outliers if config.row_weight else 0
     if not (sign or per or config.uses_candidates(n)):
-        return KeyMap(k_KND, k_KND, None, None, None, n)
+        return KeyMap(k_KND, None, None, None, n)
     leaves, dev = triton.cdiv(n, config.leaf), k_KND.device
     mean = torch.empty(heads, leaves, dim, device=dev, dtype=k_KND.dtype)
     stand = torch.empty(heads, per, leaves, dim, device=dev, dtype=k_KND.dtype) if per else None
@@ -187,11 +185,10 @@ def map_keys(k_KND: Tensor, config: HSAConfig, importance_KD: Tensor | None = No
         scale = torch.empty(heads, leaves * config.leaf, device=dev, dtype=torch.float32)
     summarise_kernel[(leaves, heads)](
         k_KND, _rotation(dim, k_KND) if sign else mean, mean, mean if stand is None else stand,
-        mean if importance_KD is None else importance_KD.contiguous(), code, mean if scale is None else scale, n,
-        k_KND.stride(0), k_KND.stride(1), leaves, D=dim, BLOCK_D=next_power_of_2(dim), LEAF=config.leaf, PER=per,
-        HAS_WEIGHT=importance_KD is not None, SIGN=sign, num_warps=4,
+        code, mean if scale is None else scale, n, k_KND.stride(0), k_KND.stride(1), leaves, D=dim,
+        BLOCK_D=next_power_of_2(dim), LEAF=config.leaf, PER=per, SIGN=sign, num_warps=4,
     )  # fmt: skip
-    return KeyMap(k_KND, code, scale, mean, stand, n)
+    return KeyMap(code, scale, mean, stand, n)
 
 
 def select(
@@ -199,7 +196,6 @@ def select(
     k_KND: Tensor,
     scale: float,
     config: HSAConfig,
-    importance_KD: Tensor | None = None,
     *,
     lengths_B: Tensor | None = None,
     want_map: bool = False,
@@ -210,15 +206,12 @@ def select(
         q_HMD: the last M of the N positions.
         k_KND: all keys.
         scale: factor of the scores.
-        importance_KD: see `reference.select`.
         lengths_B: queries (and keys) that each of B equal groups of heads really has; None: M.
         want_map: fill `chosen_HTB`.
     """
     heads, m, _ = q_HMD.shape
     k_heads, leaf, unit, dev = k_KND.shape[0], config.leaf, config.unit, q_HMD.device
-    if importance_KD is None and config.importance and config.row_weight and m == k_KND.shape[1]:
-        importance_KD = importance(q_HMD, k_heads)
-    keys = map_keys(k_KND, config, importance_KD)
+    keys = map_keys(k_KND, config)
     groups, start, leaves = heads // k_heads, keys.n - m, triton.cdiv(keys.n, leaf)
     units, tiles, keep = triton.cdiv(m, unit), triton.cdiv(m, TILE), config.budget // leaf
     rows, factor = units * groups, scale * LOG2_E
@@ -255,7 +248,7 @@ def select(
         num_warps=_select_warps(w * max(1, per_tile // 2)), **forced,
     )  # fmt: skip
     if config.tail:
-        share = _tail_shares(q_HMD, keys.k_KND, lengths_B, factor, config)
+        share = _tail_shares(q_HMD, k_KND, lengths_B, factor, config)
         select_kernel[(share.shape[1], heads)](
             share, share, share, cand, cand_count, index, count, count if chosen is None else chosen, lengths, 0,
             leaves, 0, start, keep, m, config.tail, 1.0, tiles, heads // batch, leaves, 1, 0, leaves, keep, SPAN=False,
