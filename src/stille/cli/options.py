@@ -70,7 +70,8 @@ HsaBudget = Annotated[
     int | None,
     typer.Option(
         "--hsa-budget",
-        help="With --attention hsa: keys that a token reads at most, a multiple of 64.",
+        help="With --attention hsa: keys that a token reads at most, a multiple of 64. "
+        "Default: 2048; with int8 and int4 4096.",
         rich_help_panel=ENGINE,
         show_default=False,
     ),
