@@ -70,7 +70,7 @@ def decode_leaves(exam: Exam, config: HSAConfig) -> Tensor:
     k_heads, dim = exam.k_BKND.shape[1], exam.k_BKND.shape[3]
     rotation, read = hadamard(dim, exam.k_BKND.float()), []
     for b in range(batch):
-        codes = leading(signatures(exam.k_BKND[b], config.decode_leaf), n // config.decode_leaf)
+        codes = leading(signatures(exam.k_BKND[b], config.decode_leaf), (n - 1) // config.decode_leaf)
         got = paged.chosen_leaves(exam.q_BHMD[b, :, -1], codes, rotation, n, exam.scale, config)
         read.append(got.repeat_interleave(heads // k_heads, 0))
     return torch.stack(read)[:, :, None]
