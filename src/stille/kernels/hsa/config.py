@@ -14,9 +14,6 @@ TILE = 128
 COARSE = 128
 """Queries whose mean looks for candidates."""
 
-TOTALLED = 2
-"""Of what stands for a leaf, the mean first, so many are looked at for what a single query attends to in total."""
-
 
 @dataclass(frozen=True)
 class HSAConfig:
@@ -56,7 +53,7 @@ class HSAConfig:
     leaf: int = 64
     unit: int = 128
     codes: str = "keys"
-    row_weight: float = 1 / 16
+    row_weight: float = 1 / 64
     outliers: int = 3
     candidates: int = 16384
     candidates_from: int = 98304

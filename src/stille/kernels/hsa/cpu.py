@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from stille.kernels.hsa import reference as ref
-from stille.kernels.hsa.config import TILE, TOTALLED, HSAConfig
+from stille.kernels.hsa.config import TILE, HSAConfig
 
 LOG2_E = math.log2(math.e)
 _GATHERED = 1 << 17
@@ -114,21 +114,18 @@ def _add_row_shares(
     (groups, m, _), tiles, leaf = q_GMD.shape, mass_GTB.shape[1], config.leaf
     stand_1BPD, count = ref.representatives(k_ND[None], leaf, config.outliers)
     stand, bias, per = stand_1BPD[0].flatten(0, 1), count[:, 0].log2(), count.shape[0]
-    seen, score = min(TOTALLED, per), mass_GTB.clone()
-    totalled = stand.view(-1, per, stand.shape[-1])[:, :seen].flatten(0, 1)
+    means, score = stand[::per].contiguous(), mass_GTB.clone()
     for tile in range(first, tiles):
         before, rows = (k_ND.shape[0] - m + tile * TILE) // leaf, slice(tile * TILE, min(m, (tile + 1) * TILE))
         if before:
             q_RD = q_GMD[:, rows].float().flatten(0, 1) * (scale * LOG2_E)
             left_out = ~allowed_GTB[:, tile, None, :before]
-            total = (q_RD @ totalled[: before * seen].T).view(groups, -1, before, seen)
-            total = total.add_(bias[:seen]).amax(-1).masked_fill_(left_out, -math.inf)
-            top = total.amax(-1, keepdim=True).clamp_(min=-1e30)
-            total = total.sub_(top).exp2_().sum(-1, keepdim=True).log2_().add_(top)
+            total = (q_RD @ means[:before].T).view(groups, -1, before).masked_fill_(left_out, -math.inf)
+            top = total.amax(-1, keepdim=True).clamp(min=-1e30)
+            total = total.sub_(top).exp2_().sum(-1, keepdim=True).mul_(leaf).log2_().add_(top)
             best = (q_RD @ stand[: before * per].T).view(groups, -1, before * per).sub_(total)
-            best = best.amax(1).view(groups, before, per).add_(bias).amax(-1)
-            share = best.mul_(1 / LOG2_E).sigmoid_().masked_fill_(left_out[:, 0], 0.0)
-            score[:, tile, :before] += config.row_weight * share
+            best = best.amax(1).view(groups, before, per).add_(bias).amax(-1).exp2_()
+            score[:, tile, :before] += config.row_weight * best.masked_fill_(left_out[:, 0], 0.0)
     return score
 
 

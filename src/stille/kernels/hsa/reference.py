@@ -9,8 +9,8 @@ width, B leaves, T tiles of 128 queries, U units.
 3. Scores: a unit's mean query estimates the log-mass of each leaf, log sum_j exp(q . code_j). Masses become shares by a
    softmax over the leaves, and a tile averages the shares of its units. To that comes, times `row_weight`, what single
    rows look for: every query of the tile for itself scores a leaf's mean and its `outliers`, the keys farthest from the
-   mean, and the leaf gets the largest share that any row gives to one of these, of a total that counts this one and of
-   each leaf the mean or the first outlier, the larger.
+   mean, and the leaf gets the largest share that any row gives to one of these (of a total that is estimated from the
+   means of leaves).
    In long sequences a coarse pass over mean keys first narrows the leaves for a span of queries and its group of heads,
    so that scoring costs O(N).
    Tiles at the end of the queries (`tail`) score all keys by each of their rows instead; a leaf is worth its largest
@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from stille.kernels.hsa.config import COARSE, TILE, TOTALLED, HSAConfig
+from stille.kernels.hsa.config import COARSE, TILE, HSAConfig
 
 
 @lru_cache
@@ -201,9 +201,8 @@ def row_shares(q_HMD: Tensor, k_KND: Tensor, allowed_HTB: Tensor, scale: float, 
     q, allowed = q_HMD.float() * scale, allowed_HTB.repeat_interleave(TILE, 1)[:, :m]
     stand, count = representatives(k_KND, config.leaf, config.outliers)
     x = torch.einsum("hmd,hbpd->hmbp", q, stand.repeat_interleave(heads // k_KND.shape[0], 0))
-    x += count[:, 0].log()
-    total = x[..., :TOTALLED].amax(-1).masked_fill(~allowed, -math.inf).logsumexp(-1, keepdim=True)
-    share = torch.sigmoid(x.amax(-1) - total).masked_fill(~allowed, 0.0)
+    total = x[..., 0].masked_fill(~allowed, -math.inf).logsumexp(-1, keepdim=True) + math.log(config.leaf)
+    share = ((x + count[:, 0].log()).amax(-1) - total).exp().masked_fill(~allowed, 0.0)
     return pad(share, (0, 0, 0, -m % TILE)).unflatten(1, (-1, TILE)).amax(2)
 
 

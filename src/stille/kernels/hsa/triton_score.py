@@ -242,27 +242,17 @@ def tail_mass_kernel(
 
 
 @triton.jit
-def add_totals(
-    q, at, plane, ok, top, total, count, SEEN: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    MASKED: tl.constexpr,
-):  # fmt: skip
-    """Largest score of each row and its sum of exponentials, base 2, with the leaves at `at` taken in."""
-    x = tl.dot(q, tl.trans(load_stand(at, ok, D, BLOCK_D, MASKED)), input_precision="ieee") + count
-    for p in tl.static_range(1, SEEN):
-        outlier = load_stand(at + p * plane, ok, D, BLOCK_D, MASKED)
-        x = tl.maximum(x, tl.dot(q, tl.trans(outlier), input_precision="ieee"))
+def add_means(q, at, ok, top, total, D: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr):
+    """Largest score of each row and its sum of exponentials, base 2, with the means at `at` taken in."""
+    if MASKED or BLOCK_D > D:
+        mean = tl.load(at, mask=ok[:, None] & (tl.arange(0, BLOCK_D) < D)[None, :], other=0.0)
+    else:
+        mean = tl.load(at)
+    x = tl.dot(q, tl.trans(mean), input_precision="ieee")
     if MASKED:
         x = tl.where(ok[None, :], x, float("-inf"))
     new = tl.maximum(top, tl.max(x, 1))
     return new, total * tl.exp2(top - new) + tl.sum(tl.exp2(x - new[:, None]), 1)
-
-
-@triton.jit
-def load_stand(at, ok, D: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr):
-    """What stands for leaves, [leaves, BLOCK_D]."""
-    if MASKED or BLOCK_D > D:
-        return tl.load(at, mask=ok[:, None] & (tl.arange(0, BLOCK_D) < D)[None, :], other=0.0)
-    return tl.load(at)
 
 
 @triton.jit(do_not_specialize=["m", "start", "leaves", "cand_width", "cand_spans"])
@@ -270,13 +260,13 @@ def row_share_kernel(
     q_ptr, stand_ptr, cand_ptr, cand_count_ptr, share_ptr, m, start, stride_qh, stride_qm, leaves, row_stride,
     cand_width, cand_spans, tiles_per_cand, factor, weight,
     G: tl.constexpr, TILE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, LEAF: tl.constexpr, PER: tl.constexpr,
-    SEEN: tl.constexpr, STEP: tl.constexpr, WIDE: tl.constexpr, HAS_CAND: tl.constexpr,
+    STEP: tl.constexpr, WIDE: tl.constexpr, HAS_CAND: tl.constexpr,
 ):  # fmt: skip
     """share[h, tile, leaf or candidate]: weight times the largest share that any row gives to what stands for the leaf.
 
-    What stands for leaves lies in PER planes [leaves, D], their means first. A pass over SEEN of them gives each row
-    its total. Another takes the maximum over planes component by component, then, once for all planes, that over rows:
-    with leaves as rows of the product it stays within a warp.
+    What stands for leaves lies in PER planes [leaves, D], their means first. A pass over the means gives each row its
+    total. Another takes the maximum over planes component by component, then, once for all planes, that over rows: with
+    leaves as rows of the product it stays within a warp.
     """
     t, s = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1).to(tl.int64)
     tiles = tl.num_programs(0)
@@ -288,7 +278,6 @@ def row_share_kernel(
     q = (q.to(tl.float32) * factor).to(q.dtype)  # one multiplication of each query instead of one of each score
     own = (start + t * TILE) // LEAF
     stand_ptr += h * PER * leaves * D
-    plane, count = leaves * D, tl.log2(LEAF - PER + 1.0)  # the mean stands for so many keys
     top = tl.full([TILE], -1e30, tl.float32)
     total = tl.zeros([TILE], tl.float32)
     wide = tl.arange(0, WIDE)
@@ -299,17 +288,17 @@ def row_share_kernel(
         for b in range(0, limit, WIDE):
             leaf = tl.load(cand_ptr + b + wide, mask=b + wide < limit, other=2147483647)
             at = stand_ptr + leaf.to(tl.int64)[:, None] * D + d[None, :]
-            top, total = add_totals(q, at, plane, leaf < own, top, total, count, SEEN, D, BLOCK_D, True)
+            top, total = add_means(q, at, leaf < own, top, total, D, BLOCK_D, True)
     else:
         limit = own
         whole = own // WIDE * WIDE
         for b in range(0, whole, WIDE):
             at = stand_ptr + (b + wide)[:, None] * D + d[None, :]
-            top, total = add_totals(q, at, plane, b + wide < own, top, total, count, SEEN, D, BLOCK_D, False)
+            top, total = add_means(q, at, b + wide < own, top, total, D, BLOCK_D, False)
         if whole < own:
             at = stand_ptr + (whole + wide)[:, None] * D + d[None, :]
-            top, total = add_totals(q, at, plane, whole + wide < own, top, total, count, SEEN, D, BLOCK_D, True)
-    lse = top + tl.log2(tl.maximum(total, 1e-30))
+            top, total = add_means(q, at, whole + wide < own, top, total, D, BLOCK_D, True)
+    lse = top + tl.log2(tl.maximum(total, 1e-30)) + tl.log2(LEAF * 1.0)
     lse = tl.where(row < m, lse, float("inf"))  # rows that are none look for nothing
     q = tl.trans(q)
     j = tl.arange(0, STEP)
@@ -321,9 +310,9 @@ def row_share_kernel(
         ok = leaf < own
         at = stand_ptr + leaf.to(tl.int64)[:, None] * D + d[None, :]
         mean = tl.load(at, mask=ok[:, None] & d_mask, other=0.0)
-        best = tl.dot(mean, q, input_precision="ieee") + count
+        best = tl.dot(mean, q, input_precision="ieee") + tl.log2(LEAF - PER + 1.0)  # the mean stands for so many keys
         for p in tl.static_range(1, PER):
-            outlier = tl.load(at + p * plane, mask=ok[:, None] & d_mask, other=0.0)
+            outlier = tl.load(at + p * leaves * D, mask=ok[:, None] & d_mask, other=0.0)
             best = tl.maximum(best, tl.dot(outlier, q, input_precision="ieee"))
-        share = tl.where(ok, weight / (1.0 + tl.exp2(-tl.max(best - lse[None, :], 1))), 0.0)
+        share = tl.where(ok, tl.exp2(tl.max(best - lse[None, :], 1)) * weight, 0.0)
         tl.store(out + b + j, share, mask=b + j < limit)

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stille.kernels.hsa.config import COARSE, TILE, TOTALLED, HSAConfig
+from stille.kernels.hsa.config import COARSE, TILE, HSAConfig
 from stille.kernels.hsa.reference import hadamard_rotation
 from stille.kernels.hsa.triton_score import (
     centre_mass_kernel,
@@ -320,8 +320,7 @@ def _row_shares(
     row_share_kernel[(tiles, heads)](
         q_HMD, keys.stand_KPBD, cand, cand_count, share, m, keys.n - m, q_HMD.stride(0), q_HMD.stride(1), leaves,
         share.stride(0), width, spans, config.span // TILE, factor, config.row_weight,
-        G=heads // k_heads, TILE=TILE, D=dim, BLOCK_D=block_d, LEAF=config.leaf, PER=per,
-        SEEN=min(TOTALLED, per), STEP=step,
+        G=heads // k_heads, TILE=TILE, D=dim, BLOCK_D=block_d, LEAF=config.leaf, PER=per, STEP=step,
         WIDE=64 if warps == 4 or block_d > 128 else 128, HAS_CAND=config.uses_candidates(keys.n), num_warps=warps,
         num_stages=2 if warps == 8 else 3,
     )  # fmt: skip
