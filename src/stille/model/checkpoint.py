@@ -9,7 +9,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -91,6 +91,11 @@ class SafetensorsFolder:
             )
         return tensor.to(dtype, copy=True)
 
+    def raw(self, name: str) -> Any:
+        """The bytes of a tensor as they are stored, a buffer; may be called from several threads."""
+        with _open(self._files[name]) as tensors:
+            return tensors.get_tensor(name).contiguous().reshape(-1).view(torch.uint8).numpy()
+
 
 def _open(file: Path):
     try:
@@ -118,7 +123,7 @@ def build_model(
     Args:
         config: not kept; the model gets its own.
         source: the checkpoint's tensors.
-        dtype, device: of every parameter.
+        dtype, device: of every parameter; buffers keep their own dtype.
         progress: told the number of tensors read and their total.
 
     Returns:
@@ -142,12 +147,20 @@ def build_model(
     with torch.device("meta"):
         model = StilleForCausalLM(config)
     names = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
+    buffers = set(model.state_dict()) - set(names)
+    names |= {name: tuple(model.get_buffer(name).shape) for name in sorted(buffers)}
     if config.tie_word_embeddings:
         del names[HEAD]
     _check(source.label, names, shapes)
     for done, name in enumerate(names):
         if progress is not None:
             progress(done, len(names))
+        if name in buffers:
+            kind = model.get_buffer(name).dtype  # state of the model, kept in its own precision
+            model.get_submodule(name.rpartition(".")[0]).register_buffer(
+                name.rpartition(".")[2], source.read(name, kind).to(device)
+            )
+            continue
         value = head if name == HEAD and head is not None else source.read(name, dtype)
         _put(model, name, value.to(device))
     if config.tie_word_embeddings:

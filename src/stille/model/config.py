@@ -5,6 +5,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from stille.errors import ConfigError
+from stille.model.routing import ExpertsConfig
 
 ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
 
@@ -34,7 +35,7 @@ class StilleConfig(PreTrainedConfig):
         tie_word_embeddings: the output head is the embedding table.
         attention_kinds: kind of each layer's attention: "full" or a registered one. None: all "full".
         ffn_kinds: kind of each layer's FFN: "dense" or a registered one. None: all "dense".
-        experts: settings of the layers whose FFN is "experts".
+        experts: settings of the layers whose FFN is "experts": the fields of `routing.ExpertsConfig`.
         hsa: settings of the layers whose attention is "hsa".
         draft: settings of the draft head; `draft["kind"]` names a registered kind.
         sliding_window: accepted only where it changes nothing (not shorter than the context), and then forgotten.
@@ -166,5 +167,7 @@ class StilleConfig(PreTrainedConfig):
                 raise ConfigError(f"a layer is of kind {kind!r}, but the {field!r} settings are missing.")
             if settings is not None and kind not in kinds:
                 raise ConfigError(f"{field!r} settings are given, but no layer is of kind {kind!r}.")
+        if self.experts is not None:
+            ExpertsConfig.from_dict(self.experts)
         if self.draft is not None and not isinstance(self.draft.get("kind"), str):
             raise ConfigError(f"draft={self.draft!r} needs a 'kind'.")

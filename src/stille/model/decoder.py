@@ -30,6 +30,7 @@ from stille.model.ffn import FFN_KINDS
 from stille.model.hf_attention import make_attend
 from stille.model.norm import RMSNorm
 from stille.model.rope import RotaryEmbedding
+from stille.model.routing import BALANCE
 
 
 class DecoderLayer(GradientCheckpointingLayer):
@@ -62,6 +63,7 @@ class StillePreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    _keep_in_fp32_modules_strict = BALANCE
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         """transformers' choice of attention function; layers of kind "hsa" need the one that they bring.
