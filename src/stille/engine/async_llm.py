@@ -17,6 +17,7 @@ from typing import Any
 from stille.engine.build import Engine, build_engine
 from stille.engine.config import EngineConfig
 from stille.engine.core import EngineCore
+from stille.engine.executor import ExpertRange
 from stille.engine.outputs import OutputDelta
 from stille.engine.prompts import Prompts
 from stille.engine.sampling_params import SamplingParams
@@ -126,6 +127,7 @@ class AsyncLLM:
     tokenizer: Any
     model_name: str
     max_model_len: int
+    experts: ExpertRange | None
     prompts: Prompts
 
     def __init__(self, config: EngineConfig | None = None, **overrides: Any):
@@ -295,6 +297,7 @@ class AsyncLLM:
                 self.tokenizer = engine.tokenizer
                 self.model_name = engine.model_name
                 self.max_model_len = engine.core.max_model_len
+                self.experts = engine.core.experts
                 self.prompts = Prompts(engine.tokenizer)
                 if self._state == "starting":
                     self._state = "ready"

@@ -21,10 +21,13 @@ def chain_hash(previous: bytes, tokens: Seq[int]) -> bytes:
     return hashlib.blake2b(previous + np.asarray(tokens, np.int64).tobytes(), digest_size=16).digest()
 
 
-def prefix_hashes(tokens: Seq[int], known: list[bytes], pages: int) -> list[bytes]:
-    """Extends `known` in place to the hashes of the first `pages` full pages of `tokens`, and returns it."""
+def prefix_hashes(tokens: Seq[int], known: list[bytes], pages: int, root: bytes = b"") -> list[bytes]:
+    """Extends `known` in place to the hashes of the first `pages` full pages of `tokens`, and returns it.
+
+    `root` names what else the content depends on; pages under different roots are never taken for each other.
+    """
     for page in range(len(known), pages):
-        previous = known[-1] if known else b""
+        previous = known[-1] if known else root
         known.append(chain_hash(previous, tokens[page * PAGE_SIZE : (page + 1) * PAGE_SIZE]))
     return known
 

@@ -51,6 +51,7 @@ class EngineCore:
         self.config = config
         self.max_queue = max_queue
         self.vocab_size = executor.vocab_size
+        self.experts = executor.experts
         self.eos_token_ids = frozenset(eos_token_ids)
         pool = (executor.num_pages - 1) * PAGE_SIZE
         self.max_model_len = min(max_model_len, pool)
@@ -79,7 +80,8 @@ class EngineCore:
 
         Raises:
             PromptTooLongError: prompt and answer asked for do not fit.
-            InvalidRequestError: empty prompt, or a token outside the vocabulary.
+            InvalidRequestError: empty prompt, a token outside the vocabulary, or a number of experts that the model
+                does not run.
         """
         if not len(prompt_ids):
             raise InvalidRequestError("the prompt is empty; give at least one token", "prompt")
@@ -90,12 +92,25 @@ class EngineCore:
                 f"prompt token {bad} is outside the vocabulary 0..{self.vocab_size - 1}", "prompt"
             )
         params.check_vocabulary(self.vocab_size)
+        self._check_budget(params.expert_budget)
         asked = params.max_tokens or 1
         if len(prompt_ids) + asked > self.max_model_len:
             raise PromptTooLongError(
                 f"the prompt has {len(prompt_ids)} tokens and {asked} more were asked for, but this engine takes "
                 f"{self.max_model_len} together; shorten the prompt or lower max_tokens",
                 "prompt" if len(prompt_ids) >= self.max_model_len else "max_tokens",
+            )
+
+    def _check_budget(self, budget: float | None) -> None:
+        if budget is None:
+            return
+        if self.experts is None:
+            raise InvalidRequestError("this model has no experts to choose; leave expert_budget out", "expert_budget")
+        if not self.experts.least <= budget <= self.experts.most:
+            raise InvalidRequestError(
+                f"expert_budget is {budget:g}; this model runs {self.experts.least:g} to {self.experts.most:g} experts "
+                f"of a token on average, {self.experts.own:g} if nothing is said",
+                "expert_budget",
             )
 
     @property
@@ -134,9 +149,11 @@ class EngineCore:
         if params.max_tokens is not None:
             limit = min(limit, len(prompt) + params.max_tokens)
         stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eos_token_ids)
+        budget = 0.0 if self.experts is None else params.expert_budget or self.experts.own
         for index in range(params.n):
             text = self.detokenizer.stream(params.stop, prompt)
             sequence = Sequence(request, index, list(prompt), limit, next(self._order), stop_ids, text)
+            sequence.budget = budget
             request.sequences.append(sequence)
             self.scheduler.add(sequence)
         request.unfinished = params.n

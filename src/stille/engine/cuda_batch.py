@@ -72,6 +72,7 @@ class Batch:
         last_rows_S: last row of each sequence; None if every row is one.
         pdl: launch dependents early (CUDA only).
         sparse: what of the prompt chunks is attended sparsely.
+        budgets_N: float32, mean number of experts of each token; None: the model has none.
     """
 
     positions_N: Tensor
@@ -84,6 +85,7 @@ class Batch:
     last_rows_S: Tensor | None = None
     pdl: bool = False
     sparse: list[SparseChunk] = field(default_factory=list)
+    budgets_N: Tensor | None = None
 
 
 def attend(cache: KVCache, batch: Batch, layer: int, q_NHD: Tensor, scale: float, out_NHD: Tensor) -> Tensor:
@@ -130,17 +132,21 @@ class DecodeInputs:
         rows: most sequences (padded).
         width: most pages of a sequence.
         device: of the buffer.
+        experts: whether budgets of experts are part of it.
     """
 
-    def __init__(self, rows: int, width: int, device: torch.device):
+    def __init__(self, rows: int, width: int, device: torch.device, experts: bool = False):
         self._layouts: dict[int, Layout] = {}
-        self._width = width
+        self._width, self._experts = width, experts
         self._buffer = torch.zeros(self._layout(rows).size, dtype=torch.int32, device=device)
         self.ids_B = torch.zeros(rows, dtype=torch.int64, device=device)
 
     def _layout(self, rows: int) -> Layout:
         if rows not in self._layouts:
-            sizes = {"stride": 1, "positions": rows, "slots": rows, "lengths": rows, "table": rows * self._width}
+            sizes = {"stride": 1, "positions": rows, "slots": rows, "lengths": rows}
+            if self._experts:
+                sizes["budgets"] = rows
+            sizes["table"] = rows * self._width  # last: copies end with what a step fills of it
             self._layouts[rows] = Layout(sizes)
         return self._layouts[rows]
 
@@ -151,15 +157,15 @@ class DecodeInputs:
         width = min(table_SP.shape[1], int(starts.max()) // PAGE + 1)
         layout = self._layout(rows)
         pages_S = table_SP[np.arange(sequences), starts // PAGE]
-        packed = staging.pack(
-            layout,
-            {
-                "stride": np.array([width], np.int32),
-                "positions": starts,
-                "slots": pages_S * PAGE + starts % PAGE,
-                "lengths": starts + 1,
-            },
-        )
+        sections = {
+            "stride": np.array([width], np.int32),
+            "positions": starts,
+            "slots": pages_S * PAGE + starts % PAGE,
+            "lengths": starts + 1,
+        }
+        if self._experts and step.budgets is not None:
+            sections["budgets"] = step.budgets.view(np.int32)
+        packed = staging.pack(layout, sections)
         table_at = layout.spans["table"].start
         end = table_at + sequences * width
         packed[table_at:end].view(sequences, width).numpy()[...] = table_SP[:, :width]
@@ -169,8 +175,12 @@ class DecodeInputs:
     def batch(self, rows: int, pdl: bool) -> Batch:
         """The buffer as the metadata of a decode step of `rows`."""
         layout = self._layout(rows)
-        stride, positions, slots, lengths, table = (layout.view(self._buffer, name) for name in layout.spans)
-        return Batch(positions, slots, rows, lengths, table, stride, pdl=pdl)
+        view = {name: layout.view(self._buffer, name) for name in layout.spans}
+        budgets = view["budgets"].view(torch.float32) if self._experts else None
+        return Batch(
+            view["positions"], view["slots"], rows, view["lengths"], view["table"], view["stride"], pdl=pdl,
+            budgets_N=budgets,
+        )  # fmt: skip
 
 
 def mixed_batch(
@@ -211,6 +221,9 @@ def mixed_batch(
         "last_rows": ends - 1,
         "table": step.page_table[:, :width],
     }
+    budgets = step.token_budgets()
+    if budgets is not None:
+        sections["budgets"] = budgets.view(np.int32)
     config = None
     if full_counts.any():
         config = prefill_config(int(full_counts.max()), group, head_dim, dtype)
@@ -226,6 +239,8 @@ def mixed_batch(
     batch = Batch(
         view["positions"], view["slots"], decodes, view["lengths"], view["table"], width, chunks, view["last_rows"]
     )
+    if budgets is not None:
+        batch.budgets_N = view["budgets"].view(torch.float32)
     if parts:
         batch.sparse = _sparse_chunks(parts, ends - counts - starts, table_SP)
     return batch

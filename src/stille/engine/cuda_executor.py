@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from stille.engine.config import PAGE_SIZE, EngineConfig, plan_pages
 from stille.engine.cuda_staging import Staging
-from stille.engine.executor import StepInput
+from stille.engine.executor import ExpertRange, StepInput
 from stille.engine.hsa import PromptRule
 from stille.errors import UnsupportedError
 from stille.kernels.hsa.config import TILE
@@ -66,6 +67,7 @@ class CudaExecutor:
         assert config.max_model_len, "config not resolved"
         self.model = model.eval()
         self.vocab_size = int(shape.vocab_size)
+        self.experts = ExpertRange.of(shape)
         self.async_depth = 1 if self.device.type == "cuda" else 0
         self.dtype = weight.dtype
         if self.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
@@ -79,7 +81,7 @@ class CudaExecutor:
         self._sizes = padded_sizes(config.max_num_seqs)
         most = self._sizes[-1]
         width = -(-config.max_model_len // PAGE_SIZE)
-        self._inputs = DecodeInputs(most, width, self.device)
+        self._inputs = DecodeInputs(most, width, self.device, self.experts is not None)
         self._staging = Staging(self.device)
         self._logits_BV = torch.empty(most, self.vocab_size, dtype=torch.float32, device=self.device)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
@@ -173,9 +175,12 @@ class CudaExecutor:
 
     def _through_modules(self, ids_N: Tensor, batch: Batch) -> Tensor:
         from stille.engine.cuda_batch import PagedBackend
+        from stille.model import expert_budget
 
         backend = PagedBackend(self._cache, batch)
-        hidden_NC = self.model.forward_tokens(ids_N, batch.positions_N.long(), backend)
+        budget = nullcontext() if batch.budgets_N is None else expert_budget(self.model, batch.budgets_N)
+        with budget:
+            hidden_NC = self.model.forward_tokens(ids_N, batch.positions_N.long(), backend)
         if batch.last_rows_S is not None:
             hidden_NC = hidden_NC.index_select(0, batch.last_rows_S)
         return self.model.compute_logits(hidden_NC).float()

@@ -7,8 +7,9 @@ computes it. Everything above this file is the same on every machine.
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -41,6 +42,7 @@ class StepInput:
         sample: bool[S], whether the last row of the sequence is sampled (false while a prompt is incomplete).
         num_decodes: how many leading sequences decode: one token each, attended as such. With attention "hsa" a prompt
             chunk of one token is not among them, because prompts choose their keys in another way.
+        budgets: float32[S], mean number of experts of the sequence's tokens; None: the model has no experts.
         totals: int32[S], tokens of the whole prompt (or of what is computed again after preemption) that a chunk is
             part of; starts + lengths for rows that decode. None: starts + lengths for all.
     """
@@ -53,6 +55,7 @@ class StepInput:
     sample: np.ndarray
     num_decodes: int
     totals: np.ndarray | None = None
+    budgets: np.ndarray | None = None
 
     @property
     def num_seqs(self) -> int:
@@ -71,6 +74,34 @@ class StepInput:
         """Tokens of the prompt that a row is part of."""
         return int(self.starts[row] + self.lengths[row] if self.totals is None else self.totals[row])
 
+    def token_budgets(self) -> np.ndarray | None:
+        """float32[N]: `budgets` of each token."""
+        return None if self.budgets is None else np.repeat(self.budgets, self.lengths)
+
+
+@dataclass(frozen=True)
+class ExpertRange:
+    """Mean numbers of experts of a token that a model can run at, and its own."""
+
+    least: float
+    most: float
+    own: float
+
+    def for_effort(self, effort: str) -> float:
+        """The budget that a word stands for: "minimal", "low", "medium" (the model's own), "high" or "xhigh" (all)."""
+        factor = {"none": 1.0, "minimal": 0.5, "low": 0.625, "medium": 1.0, "high": 5 / 3, "xhigh": math.inf}[effort]
+        return min(self.most, max(self.least, self.own * factor))
+
+    @staticmethod
+    def of(config: Any) -> ExpertRange | None:
+        """Of a `StilleConfig`; None without experts."""
+        if config.experts is None:
+            return None
+        from stille.model import ExpertsConfig
+
+        experts = ExpertsConfig.from_dict(config.experts)
+        return ExpertRange(max(1, experts.min_k), experts.max_k, experts.target_k)
+
 
 class Executor(Protocol):
     """Owns the model and the paged KV cache on one device.
@@ -80,8 +111,10 @@ class Executor(Protocol):
         vocab_size: V, columns of the logits.
         num_pages: pages in the cache, page 0 included, which is scratch (padding) and never belongs to a sequence.
         async_depth: 0 if `forward` finishes before it returns, 1 if it only enqueues work on the device's stream.
+        experts: budgets that steps may ask for; None: the model has no experts.
     """
 
+    experts: ExpertRange | None
     device: torch.device
     vocab_size: int
     num_pages: int

@@ -38,6 +38,8 @@ class SamplingParams:
         stop: strings that end the answer; not part of it.
         stop_token_ids: tokens that end the answer; not part of its text.
         ignore_eos: go on after the end-of-sequence token.
+        expert_budget: mean number of routed experts of a token, for models that choose it (DEB): the compute dial. It
+            holds for the prompt too. None = the model's own.
         logprobs: None = none, k = the chosen token's and the k likeliest tokens' log-probabilities. They are the
             model's own: before penalties, bias, temperature and cuts.
 
@@ -60,6 +62,7 @@ class SamplingParams:
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    expert_budget: float | None = None
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__
@@ -77,6 +80,8 @@ class SamplingParams:
             _integer("seed", self.seed, -(2**63), 2**63 - 1)
         if self.logprobs is not None:
             _integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        if self.expert_budget is not None:
+            _number("expert_budget", self.expert_budget, 1.0, math.inf)
         if not isinstance(self.ignore_eos, bool):
             raise InvalidRequestError(f"ignore_eos must be true or false, got {self.ignore_eos!r}", "ignore_eos")
         set_(self, "stop", _stop_strings(self.stop))

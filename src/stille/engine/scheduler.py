@@ -75,6 +75,7 @@ class Scheduler:
         self._pages_held = np.zeros(max_num_seqs, np.int32)
         self._length = np.zeros(max_num_seqs, np.int32)  # of decoding slots: known tokens and those in flight
         self._limit = np.zeros(max_num_seqs, np.int32)
+        self._budget = np.zeros(max_num_seqs, np.float32)
         self._last_step = np.zeros(max_num_seqs, np.int64)
         self._decode_slots = np.zeros(0, np.int32)
         self._decode_changed = False
@@ -148,7 +149,9 @@ class Scheduler:
         """Publishes a decoding sequence's page that its newest known token has just proved full."""
         page = (len(sequence.tokens) - 1) // PAGE_SIZE - 1
         if self.blocks.prefix_caching:
-            self.blocks.publish(sequence.pages[page], prefix_hashes(sequence.tokens, sequence.hashes, page + 1)[page])
+            self.blocks.publish(
+                sequence.pages[page], prefix_hashes(sequence.tokens, sequence.hashes, page + 1, sequence.root)[page]
+            )
 
     # Decode rows
 
@@ -199,7 +202,7 @@ class Scheduler:
             found: list[int] = []
             if self.blocks.prefix_caching:
                 # At least the last token must be computed, for its logits.
-                hashes = prefix_hashes(sequence.tokens, sequence.hashes, (total - 1) // PAGE_SIZE)
+                hashes = prefix_hashes(sequence.tokens, sequence.hashes, (total - 1) // PAGE_SIZE, sequence.root)
                 hashes = hashes[: (total - 1) // PAGE_SIZE]
                 found = self.blocks.lookup(hashes)
                 if len(found) < len(hashes) and hashes[len(found)] in in_progress:
@@ -220,6 +223,7 @@ class Scheduler:
             sequence.slot = self._free_slots.pop()
             self._hold(sequence, found + (self.blocks.allocate(new) or []))
             self._limit[sequence.slot] = sequence.limit
+            self._budget[sequence.slot] = sequence.budget
             sequence.status = Status.PREFILL
             sequence.computed = len(found) * PAGE_SIZE
             self._count_hits(sequence)
@@ -303,7 +307,8 @@ class Scheduler:
         width = -(-int((starts + lengths).max()) // PAGE_SIZE)
         self._last_step[slots] = self.launched
         table = self._table[slots, :width]
-        step = StepInput(slots, starts, lengths, token_ids, table, sample, num_decodes, totals)
+        budgets = self._budget[slots] if sequences[0].budget else None
+        step = StepInput(slots, starts, lengths, token_ids, table, sample, num_decodes, totals, budgets)
         return Plan(self.launched, step, sequences, admitted)
 
     def _chunk_planned(self, sequence: Sequence, length: int) -> bool:
@@ -312,7 +317,7 @@ class Scheduler:
         sequence.computed += length
         if self.blocks.prefix_caching:
             full = sequence.computed // PAGE_SIZE
-            names = prefix_hashes(sequence.tokens, sequence.hashes, full)
+            names = prefix_hashes(sequence.tokens, sequence.hashes, full, sequence.root)
             for page in range(before, full):
                 self.blocks.publish(sequence.pages[page], names[page])
         if sequence.computed < len(sequence.tokens):
@@ -328,4 +333,4 @@ class Scheduler:
 def _chunk_hashes(sequence: Sequence, length: int) -> list[bytes]:
     """Hashes of the pages that a chunk of `length` tokens will fill."""
     full = (sequence.computed + length) // PAGE_SIZE
-    return prefix_hashes(sequence.tokens, sequence.hashes, full)[sequence.computed // PAGE_SIZE : full]
+    return prefix_hashes(sequence.tokens, sequence.hashes, full, sequence.root)[sequence.computed // PAGE_SIZE : full]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -51,6 +52,7 @@ class Sequence:
         order: position in order of arrival; the youngest is preempted first.
         pages: its pages by position while it runs.
         hashes: chain hashes of its full pages, computed as needed.
+        budget: mean number of experts of its tokens; 0 where the model has none.
         stop_ids: tokens that end it.
         text: incremental detokenisation and stop strings.
         last_token_at: when its last token was read; 0 before the first.
@@ -69,6 +71,12 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     hashes: list[bytes] = field(default_factory=list)
     last_token_at: float = 0.0
+    budget: float = 0.0
+
+    @property
+    def root(self) -> bytes:
+        """Names what else than tokens the content of its pages depends on."""
+        return struct.pack("<d", self.budget) if self.budget else b""
 
     @property
     def num_prompt(self) -> int:

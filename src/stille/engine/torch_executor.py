@@ -7,6 +7,7 @@ one sequence.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from stille.engine.config import PAGE_SIZE, EngineConfig, plan_pages
-from stille.engine.executor import StepInput
+from stille.engine.executor import ExpertRange, StepInput
 from stille.engine.hsa import PromptRule, Segment
 from stille.engine.sampling_state import to_device
 from stille.kernels.hsa import HSAConfig, paged_reference, reference, signatures
@@ -40,6 +41,7 @@ class TorchExecutor:
         self.model = model.eval()
         self.device = weight.device
         self.vocab_size = int(shape.vocab_size)
+        self.experts = ExpertRange.of(shape)
         # The specification of sparse decoding reads lengths on the host, so it cannot run ahead.
         self.async_depth = 1 if self.device.type == "cuda" and config.hsa is None else 0
         heads, width = int(shape.num_key_value_heads), int(shape.head_dim)
@@ -66,9 +68,18 @@ class TorchExecutor:
         ends = np.cumsum(lengths)
         positions = np.arange(step.num_tokens) + np.repeat(starts - (ends - lengths), lengths)
         attention = PagedAttention(self, step, positions)
-        hidden_NC = self.model.model.forward_tokens(ids_N, to_device(positions, self.device), attention)
+        with self._budget(step):
+            hidden_NC = self.model.model.forward_tokens(ids_N, to_device(positions, self.device), attention)
         last_S = to_device(ends - 1, self.device)
         return self.model.compute_logits(hidden_NC.index_select(0, last_S)).float()
+
+    def _budget(self, step: StepInput) -> AbstractContextManager[None]:
+        budget_N = step.token_budgets()
+        if budget_N is None or self.experts is None:
+            return nullcontext()
+        from stille.model import expert_budget
+
+        return expert_budget(self.model, to_device(budget_N, self.device))
 
 
 @dataclass(slots=True)
