@@ -1,0 +1,190 @@
+"""What a training run is told: data classes, readable from JSON, and the curves that follow from them."""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from stille.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the terms of the loss; 0 leaves a term out.
+
+    Attributes:
+        next_token: cross-entropy of the next token.
+        kl: Kullback-Leibler divergence from the teacher's next-token distribution.
+        layers: squared error of every layer's output relative to the teacher's, mean over layers.
+        budget: routing weights times load (ReMoE, 2412.14711); thresholds hold the mean without it.
+    """
+
+    next_token: float = 1.0
+    kl: float = 0.0
+    layers: float = 0.0
+    budget: float = 0.0
+
+    @property
+    def needs_teacher(self) -> bool:
+        return self.kl > 0 or self.layers > 0
+
+
+DISTILL = LossWeights(next_token=0.0, kl=1.0, layers=0.1)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a run.
+
+    Attributes:
+        steps: steps of the optimizer; None: as many as fit into `minutes`.
+        minutes: wall-clock limit of the whole run, resumed parts included; the schedule finishes by it. None: no limit.
+        batch: sequences of a step, over all processes.
+        micro_batch: sequences computed at once by a process; divides `batch`.
+        length: tokens of a sequence.
+        lr: peak rate.
+        warmup: steps until it is reached.
+        schedule: "cosine" from the peak to the end; "wsd": level, then linear over the last `decay` of the run.
+        final_lr: share of `lr` at the end.
+        decay: share of the run over which "wsd" decays.
+        weight_decay: of matrices; vectors have none.
+        beta1, beta2: of AdamW.
+        clip: largest norm of the gradient; 0: none.
+        dtype: of the arithmetic. "bf16" computes in it on float32 master weights.
+        seed: of the order of the data and of what is random in the model.
+        anneal: share of the run over which the mean number of experts falls from all to the configured target; 0: none.
+        loss: weights of its terms.
+        save_every, keep: steps between checkpoints, and how many stay. One is always saved at the end.
+        log_every: steps between lines of metrics.
+        eval_every: steps between evaluations; 0: only at the end.
+        eval_sequences: held-out sequences of one.
+        parallel: with several processes, "replicate": each holds the model; "fsdp": they share it (FSDP2).
+
+    Raises:
+        ConfigError: a value out of range, or neither steps nor minutes.
+    """
+
+    steps: int | None = 1000
+    minutes: float | None = None
+    batch: int = 32
+    micro_batch: int = 32
+    length: int = 1024
+    lr: float = 1e-3
+    warmup: int = 50
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    final_lr: float = 0.05
+    decay: float = 0.3
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    clip: float = 1.0
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    seed: int = 0
+    anneal: float = 0.0
+    loss: LossWeights = LossWeights()
+    save_every: int = 500
+    keep: int = 2
+    log_every: int = 10
+    eval_every: int = 0
+    eval_sequences: int = 64
+    parallel: Literal["replicate", "fsdp"] = "replicate"
+
+    def __post_init__(self) -> None:
+        if self.steps is None and self.minutes is None:
+            raise ConfigError("a run needs an end: give steps, minutes or both.")
+        least = dict(batch=1, micro_batch=1, length=2, warmup=0, save_every=1, keep=1, log_every=1, eval_every=0)
+        least |= dict(eval_sequences=0) | ({} if self.steps is None else dict(steps=1))
+        for name, low in least.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < low:
+                raise ConfigError(f"{name}={value!r}, expected an integer of at least {low}.")
+        if self.minutes is not None and not self.minutes > 0:
+            raise ConfigError(f"minutes={self.minutes}, expected more than 0.")
+        if self.batch % self.micro_batch:
+            raise ConfigError(f"batch={self.batch} is no multiple of micro_batch={self.micro_batch}.")
+        if not self.lr > 0 or self.weight_decay < 0 or self.clip < 0:
+            raise ConfigError("expected lr above 0, weight_decay and clip of at least 0.")
+        for name in ("final_lr", "decay", "anneal", "beta1", "beta2"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}={getattr(self, name)}, expected a number from 0 to 1.")
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name}={getattr(self, name)!r}, expected one of {', '.join(known)}.")
+        terms = dataclasses.asdict(self.loss)
+        if min(terms.values()) < 0 or not max(terms.values()) > 0:
+            raise ConfigError(f"loss weights {terms}: expected none below 0 and one above.")
+
+    def identity(self) -> dict[str, Any]:
+        """What two parts of one run must agree on: all but what only watches or saves it."""
+        values = dataclasses.asdict(self)
+        for name in ("save_every", "keep", "log_every", "eval_every", "eval_sequences", "parallel", "minutes"):
+            del values[name]
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "TrainConfig":
+        """From JSON's types; `loss` is a dictionary of its own.
+
+        Raises:
+            ConfigError: an unknown name or a value out of range.
+        """
+        values = dict(values)
+        if isinstance(values.get("loss"), dict):
+            values["loss"] = LossWeights(**known_fields(LossWeights, values["loss"], "loss"))
+        return cls(**known_fields(cls, values, "the training configuration"))
+
+
+CHOICES = {"schedule": ("cosine", "wsd"), "dtype": ("fp32", "bf16"), "parallel": ("replicate", "fsdp")}
+
+
+def known_fields(kind: Any, values: dict[str, Any], what: str) -> dict[str, Any]:
+    """The values, if all are fields of the data class.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    known = {field.name for field in dataclasses.fields(kind)}
+    if unknown := sorted(set(values) - known):
+        raise ConfigError(f"{what}: unknown {', '.join(unknown)}; known are {', '.join(sorted(known))}.")
+    return values
+
+
+def progress_of(config: TrainConfig, step: int, seconds: float) -> float:
+    """Share of the run that is behind it, by steps or by the clock, whichever is further; 1 ends it."""
+    by_steps = 0.0 if config.steps is None else step / config.steps
+    by_clock = 0.0 if config.minutes is None else seconds / (60 * config.minutes)
+    return min(1.0, max(by_steps, by_clock))
+
+
+def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
+    """Rate of a step (counted from 0), given the share of the run behind it."""
+    if config.schedule == "cosine":
+        share = config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+    else:
+        late = max(0.0, progress - (1 - config.decay)) / max(config.decay, 1e-9)
+        share = 1 - (1 - config.final_lr) * min(1.0, late)
+    return config.lr * share * min(1.0, (step + 1) / max(1, config.warmup))
+
+
+def target_k(config: TrainConfig, progress: float, experts: int, target: float) -> float:
+    """Mean number of experts at this point: falling along a line from all of them to the configured target."""
+    if config.anneal == 0 or progress >= config.anneal:
+        return float(target)
+    return experts + (target - experts) * progress / config.anneal
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        ConfigError: it cannot be read, or is something else.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} is no readable JSON file: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds {type(values).__name__}, expected a JSON object of settings.")
+    return values
