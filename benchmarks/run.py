@@ -28,6 +28,7 @@ BENCHMARKS = {
     "hsa_decode": ("hsa", True),
     "hsa_recall": ("hsa", True),
     "hsa_cases": ("hsa", True),
+    "deb_layer": ("deb", True),
 }
 
 

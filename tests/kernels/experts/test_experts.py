@@ -157,9 +157,11 @@ def test_row_kernels_with_gradients(width, inner, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("tokens", [1, 5])
+@pytest.mark.parametrize("tokens", [1, 3, 70])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_dtypes(dtype, tokens, backend):
+    if tokens == 70 and backend == "triton" and DEVICE == "cpu":
+        tokens = 2  # the interpreter is slow
     case = inputs(random_table(tokens, 4, 4, seed=3), 4, 40, 24, dtype=dtype)
     check(moe_forward(*case, backend=backend), dense(*(t.double() if i != 1 else t for i, t in enumerate(case))), dtype)
 

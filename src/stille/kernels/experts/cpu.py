@@ -5,17 +5,39 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stille.kernels.experts.grouped import grouped_forward
+from stille.kernels.experts.routes import find_routes
+
+MANY_TOKENS = 64
+"""From here on all tokens' rows at once no longer fit the caches; below, fewer and larger calls are faster."""
 
 
 def cpu_forward(x_TC: Tensor, expert_TK: Tensor, weight_TK: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
-    """See `api.moe_forward`; a single token is neither sorted nor gathered."""
+    """See `api.moe_forward`."""
     inputs = (x_TC, weight_TK, gate_up_proj, down_proj)
-    if x_TC.shape[0] == 1 and not (torch.is_grad_enabled() and any(x.requires_grad for x in inputs)):
-        return _one_token(x_TC, expert_TK, weight_TK, gate_up_proj, down_proj)
-    return grouped_forward(x_TC, expert_TK, weight_TK, gate_up_proj, down_proj)
+    tokens = x_TC.shape[0]
+    if (torch.is_grad_enabled() and any(x.requires_grad for x in inputs)) or 1 < tokens < MANY_TOKENS:
+        return grouped_forward(x_TC, expert_TK, weight_TK, gate_up_proj, down_proj)
+    forward = _one_token if tokens == 1 else _many_tokens
+    return forward(x_TC, expert_TK, weight_TK, gate_up_proj, down_proj)
+
+
+def _many_tokens(x_TC: Tensor, expert_TK: Tensor, weight_TK: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
+    """One expert after the other."""
+    wide = torch.promote_types(x_TC.dtype, torch.float32)
+    y_TC = torch.zeros_like(x_TC, dtype=wide)
+    routes = find_routes(expert_TK, down_proj.shape[0], on_host=True)
+    token_R = routes.order_R // max(routes.columns, 1)
+    weight_R1 = weight_TK.reshape(-1)[routes.order_R, None].to(wide)
+    for e, start, end in routes.live():
+        token_P = token_R[start:end]
+        gate_PI, up_PI = F.linear(x_TC[token_P], gate_up_proj[e]).chunk(2, dim=1)
+        out_PC = F.linear(F.silu(gate_PI) * up_PI, down_proj[e])
+        y_TC.index_add_(0, token_P, out_PC.to(wide) * weight_R1[start:end])
+    return y_TC.to(x_TC.dtype)
 
 
 def _one_token(x_1C: Tensor, expert_1K: Tensor, weight_1K: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
+    """Nothing is sorted or gathered: there is one row for every expert that runs."""
     experts, width, inner = down_proj.shape
     live = [(k, e) for k, e in enumerate(expert_1K[0].tolist()) if e < experts]
     if not live:

@@ -30,7 +30,7 @@ def times_weights(rows_RX: Tensor, weight_EXY: Tensor, routes: Routes) -> Tensor
     if rows_RX.shape[0] and library_takes(weight_EXY, x, y):
         return F.grouped_mm(rows_RX, weight_EXY, offs=routes.ends_E)
     out_RY = rows_RX.new_empty(rows_RX.shape[0], y)
-    for e, start, end in _live(routes):
+    for e, start, end in routes.live():
         torch.mm(rows_RX[start:end], weight_EXY[e], out=out_RY[start:end])
     return out_RY
 
@@ -43,12 +43,6 @@ def outer_products(a_RX: Tensor, b_RY: Tensor, routes: Routes) -> Tensor:
 
         return clear_idle(F.grouped_mm(a_RX.t(), b_RY, offs=routes.ends_E), routes)
     out_EXY = a_RX.new_zeros(routes.ends_E.shape[0], x, y)
-    for e, start, end in _live(routes):
+    for e, start, end in routes.live():
         torch.mm(a_RX[start:end].t(), b_RY[start:end], out=out_EXY[e])
     return out_EXY
-
-
-def _live(routes: Routes) -> list[tuple[int, int, int]]:
-    """Experts that have rows, with their first row and the one after the last."""
-    ends = routes.host_ends()
-    return [(e, start, end) for e, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)) if end > start]

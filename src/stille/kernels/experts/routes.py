@@ -39,6 +39,12 @@ class Routes:
         """`ends`; waits for the GPU if the host does not know them."""
         return self.ends_E.tolist() if self.ends is None else self.ends
 
+    def live(self) -> list[tuple[int, int, int]]:
+        """Experts that have rows, each with its first row and the one after its last; as `host_ends`."""
+        ends = self.host_ends()
+        starts = [0, *ends[:-1]]
+        return [(e, start, end) for e, (start, end) in enumerate(zip(starts, ends, strict=True)) if end > start]
+
 
 def find_routes(expert_TK: Tensor, num_experts: int, *, on_host: bool) -> Routes:
     """Sort the pairs of a routing table by expert, those that are not used (entry E) last.
