@@ -51,7 +51,7 @@ class EngineCore:
         self.config = config
         self.max_queue = max_queue
         self.vocab_size = executor.vocab_size
-        self.experts = executor.experts
+        self.experts, self.routing = executor.experts, executor.routing
         self.eos_token_ids = frozenset(eos_token_ids)
         pool = (executor.num_pages - 1) * PAGE_SIZE
         self.max_model_len = min(max_model_len, pool)
@@ -312,6 +312,7 @@ class EngineCore:
             queue_time=m.queue_time.copy(),
             step_seqs=m.step_seqs.copy(),
             step_tokens=m.step_tokens.copy(),
+            routing=[] if self.routing is None else self.routing.snapshot(),
         )
 
     def _retry_after(self) -> float:

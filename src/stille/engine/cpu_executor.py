@@ -22,6 +22,8 @@ from stille.errors import UnsupportedError
 if TYPE_CHECKING:
     from torch.nn import Module
 
+    from stille.engine.executor import ExpertRange
+    from stille.engine.routing_stats import RoutingMonitor
     from stille.kernels.cpu import CpuDecoder, DecoderShape, KeyBudget, LayerTensors, Target
     from stille.kernels.hsa import HSAConfig
     from stille.model import StilleForCausalLM
@@ -54,7 +56,9 @@ class CpuExecutor:
             raise UnsupportedError(f"the CPU kernels need numba (pip install 'stille[serve]'): {error}") from error
         shape, target = _shape(model, _BITS[config.dtype]), target or Target()
         self.device = torch.device("cpu")
-        self.vocab_size, self.async_depth, self.experts = shape.vocab, 0, None
+        self.vocab_size, self.async_depth = shape.vocab, 0
+        self.experts: ExpertRange | None = None
+        self.routing: RoutingMonitor | None = None
         budget = None if config.hsa is None else _key_budget(config.hsa)
         self.num_pages = plan_pages(config, shape.page_bytes(target, budget), self.device)
         cos_TD, sin_TD = model.model.rope_table(config.max_model_len)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from stille.engine.config import PAGE_SIZE, EngineConfig, plan_pages
 from stille.engine.cuda_staging import Staging
-from stille.engine.executor import ExpertRange, StepInput
+from stille.engine.executor import ExpertRange, StepInput, monitor_of
 from stille.engine.hsa import PromptRule
 from stille.errors import UnsupportedError
 from stille.kernels.hsa.config import TILE
@@ -67,7 +67,7 @@ class CudaExecutor:
         assert config.max_model_len, "config not resolved"
         self.model = model.eval()
         self.vocab_size = int(shape.vocab_size)
-        self.experts = ExpertRange.of(shape)
+        self.experts, self.routing = ExpertRange.of(shape), monitor_of(model)
         self.async_depth = 1 if self.device.type == "cuda" else 0
         self.dtype = weight.dtype
         if self.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
@@ -175,11 +175,13 @@ class CudaExecutor:
 
     def _through_modules(self, ids_N: Tensor, batch: Batch) -> Tensor:
         from stille.engine.cuda_batch import PagedBackend
-        from stille.model import expert_budget
 
         backend = PagedBackend(self._cache, batch)
-        budget = nullcontext() if batch.budgets_N is None else expert_budget(self.model, batch.budgets_N)
-        with budget:
+        watched: AbstractContextManager[None] = nullcontext()
+        if self.routing is not None and batch.budgets_N is not None:
+            # What a graph replays cannot be counted now and then, so steps that only decode are not.
+            watched = self.routing.watch(batch.budgets_N, count=batch.last_rows_S is not None)
+        with watched:
             hidden_NC = self.model.forward_tokens(ids_N, batch.positions_N.long(), backend)
         if batch.last_rows_S is not None:
             hidden_NC = hidden_NC.index_select(0, batch.last_rows_S)

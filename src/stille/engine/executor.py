@@ -19,6 +19,7 @@ from stille.engine.config import EngineConfig
 from stille.errors import UnsupportedError
 
 if TYPE_CHECKING:
+    from stille.engine.routing_stats import RoutingMonitor
     from stille.model import StilleForCausalLM
 
 logger = logging.getLogger(__name__)
@@ -103,6 +104,15 @@ class ExpertRange:
         return ExpertRange(max(1, experts.min_k), experts.max_k, experts.target_k)
 
 
+def monitor_of(model: StilleForCausalLM) -> RoutingMonitor | None:
+    """A monitor for a model with experts."""
+    if model.config.experts is None:
+        return None
+    from stille.engine.routing_stats import RoutingMonitor
+
+    return RoutingMonitor(model)
+
+
 class Executor(Protocol):
     """Owns the model and the paged KV cache on one device.
 
@@ -112,9 +122,11 @@ class Executor(Protocol):
         num_pages: pages in the cache, page 0 included, which is scratch (padding) and never belongs to a sequence.
         async_depth: 0 if `forward` finishes before it returns, 1 if it only enqueues work on the device's stream.
         experts: budgets that steps may ask for; None: the model has no experts.
+        routing: what its gates did; None: the model has no experts.
     """
 
     experts: ExpertRange | None
+    routing: RoutingMonitor | None
     device: torch.device
     vocab_size: int
     num_pages: int

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stille.engine.routing_stats import LayerLoad
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
@@ -74,6 +78,7 @@ class EngineStats:
         pages: of the cache without the scratch page = pages_used + pages_cached + pages_free.
         pages_cached: not in use, kept for their content.
         prefix_query_tokens, prefix_hit_tokens: prompt tokens looked up in the prefix cache, and found.
+        routing: of each layer with experts.
         Others: see `Metrics`.
     """
 
@@ -100,3 +105,4 @@ class EngineStats:
     queue_time: Histogram
     step_seqs: Histogram
     step_tokens: Histogram
+    routing: list[LayerLoad] = field(default_factory=list)

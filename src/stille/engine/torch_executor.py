@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from stille.engine.config import PAGE_SIZE, EngineConfig, plan_pages
-from stille.engine.executor import ExpertRange, StepInput
+from stille.engine.executor import ExpertRange, StepInput, monitor_of
 from stille.engine.hsa import PromptRule, Segment
 from stille.engine.sampling_state import to_device
 from stille.kernels.hsa import HSAConfig, paged_reference, reference, signatures
@@ -41,7 +41,7 @@ class TorchExecutor:
         self.model = model.eval()
         self.device = weight.device
         self.vocab_size = int(shape.vocab_size)
-        self.experts = ExpertRange.of(shape)
+        self.experts, self.routing = ExpertRange.of(shape), monitor_of(model)
         # The specification of sparse decoding reads lengths on the host, so it cannot run ahead.
         self.async_depth = 1 if self.device.type == "cuda" and config.hsa is None else 0
         heads, width = int(shape.num_key_value_heads), int(shape.head_dim)
@@ -75,11 +75,9 @@ class TorchExecutor:
 
     def _budget(self, step: StepInput) -> AbstractContextManager[None]:
         budget_N = step.token_budgets()
-        if budget_N is None or self.experts is None:
+        if budget_N is None or self.routing is None:
             return nullcontext()
-        from stille.model import expert_budget
-
-        return expert_budget(self.model, to_device(budget_N, self.device))
+        return self.routing.watch(to_device(budget_N, self.device))
 
 
 @dataclass(slots=True)

@@ -5,10 +5,11 @@ import dataclasses
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 from stille.engine.async_llm import AsyncLLM, RequestStream
+from stille.engine.executor import ExpertRange
 from stille.engine.outputs import OutputDelta
 from stille.engine.sampling_params import SamplingParams
 from stille.errors import EngineClosedError, InvalidRequestError, PromptTooLongError
-from stille.server.errors import ApiError
+from stille.server.errors import SUPPORTED_INSTEAD, ApiError
 from stille.server.schemas.base import PromptTokensDetails, SamplingBody, Usage
 
 
@@ -28,9 +29,27 @@ def sampling_params(body: SamplingBody, max_tokens: int | None, logprobs: int | 
         "stop": body.stop_strings(),
         "stop_token_ids": None if body.stop_token_ids is None else tuple(body.stop_token_ids),
         "ignore_eos": body.ignore_eos,
+        "expert_budget": body.expert_budget,
     }
     given = {name: value for name, value in values.items() if value is not None}
     return SamplingParams(max_tokens=max_tokens, logprobs=logprobs, **given)
+
+
+def with_effort(params: SamplingParams, effort: str | None, experts: ExpertRange | None) -> SamplingParams:
+    """The parameters with `reasoning_effort` in them, which for a model with experts is a budget of these.
+
+    Raises:
+        ApiError: the model has no experts, or a budget is given beside the effort.
+    """
+    if effort in (None, "none"):
+        return params
+    if experts is None:
+        message = f"reasoning_effort: {SUPPORTED_INSTEAD['reasoning_effort']}."
+        raise ApiError(400, message, code="unsupported_parameter", param="reasoning_effort")
+    if params.expert_budget is not None:
+        message = "expert_budget and reasoning_effort set the same thing; give one of them."
+        raise ApiError(400, message, code="incompatible_parameters", param="reasoning_effort")
+    return dataclasses.replace(params, expert_budget=experts.for_effort(effort))
 
 
 class Generation:

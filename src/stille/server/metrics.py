@@ -7,6 +7,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from stille.engine.async_llm import AsyncLLM
+from stille.engine.routing_stats import LayerLoad
 from stille.engine.stats import EngineStats, Histogram
 
 _GAUGES = (
@@ -85,6 +86,32 @@ class _EngineCollector(Collector):
         yield finished
         for name, field, text in _HISTOGRAMS:
             yield _histogram(f"stille_{name}", text, getattr(stats, field))
+        if stats.routing:
+            yield from _routing(stats.routing)
+
+
+def _routing(layers: list[LayerLoad]) -> Iterator[Metric]:
+    """What the gates did, in the steps that were counted."""
+    loads = CounterMetricFamily(
+        "stille_expert_tokens", "Counted tokens that ran an expert.", labels=["layer", "expert"]
+    )
+    violation = GaugeMetricFamily(
+        "stille_expert_max_violation", "Load of the busiest expert above the mean, as a share of it.", labels=["layer"]
+    )
+    dead = GaugeMetricFamily("stille_experts_dead", "Experts that no counted token ran.", labels=["layer"])
+    spread = HistogramMetricFamily("stille_experts_per_token", "Experts of a counted token.", labels=["layer"])
+    for layer in layers:
+        name = str(layer.layer)
+        for expert, load in enumerate(layer.load):
+            loads.add_metric([name, str(expert)], load)
+        violation.add_metric([name], layer.max_violation)
+        dead.add_metric([name], len(layer.dead))
+        buckets, total = [], 0
+        for experts, count in enumerate(layer.spread):
+            total += count
+            buckets.append((str(float(experts)), total))
+        spread.add_metric([name], [*buckets, ("+Inf", total)], sum_value=sum(layer.load))
+    yield from (loads, violation, dead, spread)
 
 
 def _histogram(name: str, text: str, histogram: Histogram) -> HistogramMetricFamily:

@@ -7,7 +7,8 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from stille._version import __version__
-from stille.server.schemas.base import TOKEN_ID_MARK
+from stille.engine.executor import ExpertRange
+from stille.server.schemas.base import EXPERTS_MARK, TOKEN_ID_MARK
 from stille.server.schemas.chat import ChatCompletionChunk
 from stille.server.schemas.completions import CompletionChunk
 from stille.server.schemas.errors import ErrorBody
@@ -72,6 +73,7 @@ def install(app: FastAPI, state: ServerState, *, open_paths: frozenset[str]) -> 
                 schema["components"]["schemas"] |= described.pop("$defs", {}) | {chunk.__name__: described}
             _bound(schema["components"]["schemas"], len(state.engine.tokenizer))
             _name_models(schema["components"]["schemas"], list(state.model_names))
+            _name_experts(schema["components"]["schemas"], state.engine.experts)
             if state.settings.api_key is not None:
                 schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
                 for path, operations in schema["paths"].items():
@@ -105,6 +107,20 @@ def _name_models(schemas: dict[str, Any], names: list[str]) -> None:
         for branch in model.get("anyOf", []):
             if branch.get("type") == "string":
                 branch["enum"] = names
+
+
+def _name_experts(schemas: dict[str, Any], experts: ExpertRange | None) -> None:
+    """Say which budgets of experts requests may ask for; without experts there is none to ask for."""
+    for schema in schemas.values():
+        properties = schema.get("properties", {})
+        if experts is None:
+            properties.pop("expert_budget", None)
+        for branch in properties.get("expert_budget", {}).get("anyOf", []):
+            if branch.pop(EXPERTS_MARK, False) and experts is not None:
+                branch |= {"minimum": experts.least, "maximum": experts.most}
+        for branch in properties.get("reasoning_effort", {}).get("anyOf", []):
+            if experts is None and "enum" in branch:
+                branch["enum"] = ["none"]
 
 
 def _drop_422(schema: dict[str, Any]) -> None:

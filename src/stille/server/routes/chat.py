@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from stille.server import logprobs
 from stille.server.errors import ApiError, as_api_error
-from stille.server.generation import Generation, sampling_params
+from stille.server.generation import Generation, sampling_params, with_effort
 from stille.server.openapi import errors, generated
 from stille.server.routes.common import check_stream_options, deliver, new_id, require_model, state_of
 from stille.server.schemas.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
@@ -33,6 +33,7 @@ async def create_chat_completion(request: Request, body: ChatCompletionRequest) 
         raise ApiError(400, message, code="incompatible_parameters", param="top_logprobs")
     prompt = await state.prompts.chat(body.messages)
     params = sampling_params(body, body.token_limit(), body.logprobs_count())
+    params = with_effort(params, body.reasoning_effort, state.engine.experts)
     answer_id = new_id("chatcmpl")
     generation = Generation(state.engine, answer_id, [prompt], params)
     generation.start("messages", state.settings.max_choices)

@@ -35,6 +35,8 @@ Integral = BeforeValidator(_integral)
 OnlyFalse = Annotated[Literal[False], BeforeValidator(_boolean)]
 # The mark lets the OpenAPI document replace the bound by the size of the vocabulary that is served.
 TOKEN_ID_MARK = "x-token-id"
+# This one, by the numbers of experts that the served model runs.
+EXPERTS_MARK = "x-experts"
 TokenId = Annotated[int, Field(ge=0, lt=2**31, json_schema_extra={TOKEN_ID_MARK: True}), Integral]
 ModelName = Annotated[str, Field(min_length=1, max_length=512)]
 EmptyList = Annotated[list[Any], Field(max_length=0)]
@@ -86,6 +88,10 @@ class SamplingBody(RequestBody):
         None, description="Token ids that end the answer. An extension."
     )
     ignore_eos: bool | None = Field(None, description="Go on after the end-of-text token. An extension.")
+    expert_budget: Annotated[float, Field(ge=1, json_schema_extra={EXPERTS_MARK: True})] | None = Field(
+        None,
+        description="Mean number of routed experts of a token: the compute dial of a model with experts. An extension.",
+    )
     stream: bool | None = Field(None, description="Send the answer as server-sent events.")
     stream_options: StreamOptions | None = Field(None, description="Only with stream=true.")
     user: str | None = Field(None, description="Accepted; has no effect.")

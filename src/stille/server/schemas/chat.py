@@ -93,7 +93,9 @@ class ChatCompletionRequest(SamplingBody):
     prediction: None = None
     web_search_options: None = None
     moderation: None = None
-    reasoning_effort: Literal["none"] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = Field(
+        None, description="Of a model with experts, another way to say expert_budget; 'none' and 'medium' are its own."
+    )
     verbosity: Literal["medium"] | None = None
     service_tier: Literal["auto", "default"] | None = None
     store: OnlyFalse | None = None
