@@ -3,6 +3,7 @@
     python benchmarks/deb_layer.py                       # check, then time
     python benchmarks/deb_layer.py --only check
     python benchmarks/deb_layer.py --only sweep          # tiles of the decode kernels
+    python benchmarks/deb_layer.py --only crossover      # up to how many tokens they win
     python benchmarks/deb_layer.py --json results.json
     python benchmarks/deb_layer.py --tiny                # the same code on small shapes, also on a CPU; records nothing
 
@@ -345,11 +346,36 @@ def sweep(shape: Shape, layer: Experts, records: Records) -> list[str]:
     return ["sweep of decode tiles, best first:", *best]
 
 
+@torch.no_grad()
+def crossover(shape: Shape, layer: Experts, records: Records) -> list[str]:
+    """For how many tokens the decode kernels beat grouped products: this layer, and one of a small model."""
+    lines = []
+    small = build(Shape(width=576, inner=48, shared=768)) if shape is not TINY else layer
+    for which, width in ((layer, shape.width), (small, 576 if small is not layer else shape.width)):
+        cells = []
+        for tokens in (1, 2, 4, 8, 16, 32, 64, 128, 256) if shape is not TINY else (2,):
+            x = torch.randn(tokens, width, device=DEVICE, dtype=shape.dtype)
+            e, w = make_table(numbers(tokens, MEAN_K), EXPERTS, shape.dtype)
+            weights = (which.gate_up_proj, which.down_proj)
+            sides = {
+                name: graphed(lambda x=x, e=e, w=w, n=name, p=weights: moe_forward(x, e, w, *p, backend=n))
+                for name in ("triton", "grouped")
+            }
+            us = in_turns(sides, shape.rounds)
+            cells.append(f"{tokens}: {1e3 * us['triton']:.0f} / {1e3 * us['grouped']:.0f}")
+        inner = which.down_proj.shape[2]
+        lines.append(f"experts {width} x {inner}, us by tokens, decode kernels / grouped: " + ", ".join(cells))
+    return lines
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--json", type=Path, help="write the records there")
     parser.add_argument(
-        "--only", nargs="*", choices=["check", "layer", "decode", "sweep"], help="stages; default: the first 3"
+        "--only",
+        nargs="*",
+        choices=["check", "layer", "decode", "sweep", "crossover"],
+        help="stages; default: the first 3",
     )
     parser.add_argument("--tiny", action="store_true", help="small shapes, also on a CPU; records nothing")
     chosen = parser.parse_args()
@@ -363,7 +389,7 @@ def main() -> int:
     layer = build(shape)
     try:
         check(shape, layer)  # before anything is timed
-        for name, stage in (("layer", layers), ("decode", decode), ("sweep", sweep)):
+        for name, stage in (("layer", layers), ("decode", decode), ("sweep", sweep), ("crossover", crossover)):
             if name in stages:
                 lines += stage(shape, layer, records)
     except Failure as wrong:
