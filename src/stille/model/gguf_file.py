@@ -144,8 +144,7 @@ class GGUFFile:
         Raises:
             CheckpointError: the `gguf` package cannot dequantise its type.
         """
-        tensor = self.tensors[name]
-        raw = np.frombuffer(self._map, np.uint8, tensor.nbytes, tensor.offset)
+        tensor, raw = self.tensors[name], self.raw(name)
         if (plain := PLAIN.get(tensor.type.name)) is not None:
             return raw.view(plain).reshape(tensor.shape).astype(np.float32)
         block, block_bytes = GGML_QUANT_SIZES[tensor.type]
@@ -157,3 +156,8 @@ class GGUFFile:
                 "dequantise. Use a file with another quantisation."
             ) from error
         return values.reshape(tensor.shape).astype(np.float32, copy=False)
+
+    def raw(self, name: str) -> np.ndarray:
+        """The bytes of a tensor as they are stored, a view of the file: uint8."""
+        tensor = self.tensors[name]
+        return np.frombuffer(self._map, np.uint8, tensor.nbytes, tensor.offset)

@@ -118,6 +118,10 @@ class GGUFSource:
             tensor = unpermute(tensor, heads)
         return tensor.to(dtype)
 
+    def raw(self, name: str) -> Any:
+        """The bytes of a tensor as they are stored, a buffer; may be called from several threads."""
+        return self._file.raw(self._names[name])
+
 
 def decoder_name(name: str) -> str:
     """The decoder's name of a GGUF tensor; a name that it does not know stays as it is."""

@@ -19,6 +19,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from stille.errors import CheckpointError
 from stille.model.checkpoint import SafetensorsFolder, build_model
 from stille.model.config import StilleConfig
+from stille.model.convert.delta import Delta, DeltaSource, RawSource, is_delta, read_delta
 from stille.model.decoder import StilleForCausalLM
 from stille.model.gguf_model import open_gguf
 from stille.model.store import resolve
@@ -63,7 +64,7 @@ def load_model(
 
     Args:
         source: "stille-135m", a Hugging Face repository id ("org/name", or "org/name/file.gguf"), a folder (Hugging
-            Face or saved by Stille), or a .gguf file.
+            Face or saved by Stille), a .gguf file, or the folder of a delta, whose base is found by itself.
         dtype: of the weights.
         device: of the weights.
         progress: show bars for the download and the loading (on a terminal).
@@ -74,14 +75,18 @@ def load_model(
         ConfigError: the configuration is contradictory or asks for something unsupported.
     """
     path = fetch(source, progress)
-    if path.is_dir():
-        config, tensors = folder_config(path), SafetensorsFolder(path)
+    origin = path  # of the tokenizer
+    if is_delta(path):
+        delta = read_delta(path)
+        origin = fetch_base(delta, progress)
+        config = folder_config(path)
+        tensors = DeltaSource(delta, config, *open_weights(origin))
     else:
-        config, tensors, _ = open_gguf(path)
+        config, tensors = open_weights(path)
     with _Bar("loading weights", "tensor", progress) as update:
         model = build_model(config, tensors, dtype, device, update)
-    tokenizer = load_tokenizer(path)
-    ends = end_token_ids(path, model.config, tokenizer)
+    tokenizer = load_tokenizer(origin)
+    ends = end_token_ids(origin, model.config, tokenizer)
     if model.generation_config is not None:
         model.generation_config.eos_token_id = ends or None
         model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -92,6 +97,32 @@ def load_config(source: str | Path, *, progress: bool = True) -> StilleConfig:
     """The configuration of a model without its weights; source and errors as in `load_model`."""
     path = fetch(source, progress)
     return folder_config(path) if path.is_dir() else open_gguf(path)[0]
+
+
+def open_weights(path: Path) -> tuple[StilleConfig, RawSource]:
+    """Configuration and tensors of what `store.resolve` returns, as long as it is no delta.
+
+    Raises:
+        CheckpointError: as `load_model`.
+    """
+    if path.is_dir():
+        return folder_config(path), SafetensorsFolder(path)
+    config, tensors, _ = open_gguf(path)
+    return config, tensors
+
+
+def fetch_base(delta: Delta, progress: bool) -> Path:
+    """The base of a delta on this machine.
+
+    Raises:
+        ModelNotFoundError: it is not there; the message names both.
+        CheckpointError: it is a delta itself.
+    """
+    with delta.naming():
+        path = fetch(delta.base_source(), progress)
+    if is_delta(path):
+        raise CheckpointError(f"the base of the delta {delta.folder} is {path}, a delta itself; it has to be whole.")
+    return path
 
 
 def fetch(source: str | Path, progress: bool) -> Path:

@@ -8,8 +8,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from stille.errors import CheckpointError
 from stille.model.config import StilleConfig
+from stille.model.convert.delta import is_delta, read_delta
 from stille.model.gguf_file import GGUFFile
 from stille.model.gguf_tokenizer import gguf_tokenizer
+from stille.model.store import resolve
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
 GENERATION_FILE = "generation_config.json"
@@ -19,7 +21,7 @@ DOCUMENT_END = "<|endoftext|>"
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder or a GGUF file.
+    """The tokenizer of a model folder or a GGUF file; a delta's is its base's.
 
     Args:
         path: as `store.resolve` returns it.
@@ -28,6 +30,10 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         CheckpointError: there is none, or it is not readable.
     """
     path = Path(path)
+    if is_delta(path):
+        delta = read_delta(path)
+        with delta.naming():
+            path = resolve(delta.base_source())
     if path.is_file():
         return gguf_tokenizer(GGUFFile(path).metadata, path)
     if not any((path / name).exists() for name in TOKENIZER_FILES):

@@ -1,0 +1,89 @@
+"""Text that a conversion looks at: files, or what Python's own standard library says, and tokens of it."""
+
+import ast
+import random
+import sysconfig
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stille.errors import ConfigError
+
+HELD_OUT = 8  # one of so many documents only judges
+PIECE = 4  # characters of a document taken at a time, per token of a sequence
+
+
+def read_documents(files: Sequence[Path] = ()) -> list[str]:
+    """Texts of files, in the order given; of none, those of the standard library.
+
+    Raises:
+        ConfigError: a file that cannot be read, or holds nothing.
+    """
+    if not files:
+        return library_documents()
+    documents = []
+    for file in files:
+        try:
+            documents.append(file.read_text(encoding="utf-8", errors="replace"))
+        except OSError as error:
+            raise ConfigError(f"the text {file} cannot be read: {error}.") from error
+    if not any(text.strip() for text in documents):
+        raise ConfigError(f"{', '.join(map(str, files))}: no text in it; name files with text.")
+    return documents
+
+
+def library_documents() -> list[str]:
+    """Sources of the standard library's modules, and of each its docstrings, which are prose.
+
+    They depend on the version of Python.
+    """
+    documents = []
+    for file in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
+        content = file.read_text(encoding="utf-8", errors="replace")
+        documents += [text for text in (f"# {file.name}\n{content}", docstrings(file.stem, content)) if text.strip()]
+    return documents
+
+
+def docstrings(name: str, source: str) -> str:
+    """What a module says of itself in words."""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    try:
+        nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)]
+    except SyntaxError:
+        return ""
+    said = [(getattr(node, "name", name), ast.get_docstring(node)) for node in nodes]
+    return "\n\n".join(f"{title}\n{words}" for title, words in said if words)
+
+
+def split_documents(documents: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(to calibrate with, held out): one document in eight, or the last eighth of each where there are fewer."""
+    if len(documents) >= HELD_OUT:
+        judged = documents[HELD_OUT - 1 :: HELD_OUT]
+        return [text for i, text in enumerate(documents) if i % HELD_OUT != HELD_OUT - 1], list(judged)
+    ends = [len(text) - len(text) // HELD_OUT for text in documents]
+    pairs = list(zip(documents, ends, strict=True))
+    return [text[:end] for text, end in pairs], [text[end:] for text, end in pairs]
+
+
+def take_tokens(tokenizer: Any, documents: Iterable[str], count: int, length: int, seed: int, role: str) -> Tensor:
+    """int64 [count // length, length]: pieces of the documents in random order, one after another.
+
+    Raises:
+        ConfigError: the documents have fewer tokens.
+    """
+    step = PIECE * length
+    pieces = [text[at : at + step] for text in documents for at in range(0, len(text), step)]
+    random.Random(seed).shuffle(pieces)
+    wanted, ids = count // length * length, []
+    end = tokenizer.eos_token_id
+    for piece in pieces:
+        ids += tokenizer(piece).input_ids
+        ids += [] if end is None else [end]
+        if len(ids) >= wanted:
+            return torch.tensor(ids[:wanted], dtype=torch.long).view(-1, length)
+    raise ConfigError(
+        f"the text gives {len(ids):,} {role} tokens, {wanted:,} are wanted: give more text or ask for less."
+    )
