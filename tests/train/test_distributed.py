@@ -1,0 +1,64 @@
+"""Two processes on this machine compute what one does: replicated and with FSDP2, stopped and resumed on the way."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+RUNS = {
+    "pretrain": ("pretrain", "fp32", "replicate"),
+    "distill-fsdp": ("distill", "fp32", "fsdp"),
+    "pretrain-fsdp-bf16": ("pretrain", "bf16", "fsdp"),
+}
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory, make_model, store):
+    """{processes: {run: (lines of metrics, end)}}."""
+    found = {}
+    for count in (1, 2):
+        out = tmp_path_factory.mktemp(f"ranks{count}")
+        plan = dict(
+            documents=[row.tolist() for row in np.split(store.tokens, store.starts[1:])],
+            model=make_model().config.to_dict(), out=str(out), runs=RUNS,
+            config=dict(steps=6, batch=8, micro_batch=2, length=32, lr=3e-3, warmup=2, anneal=0.4, log_every=1),
+        )  # fmt: skip
+        (out / "plan.json").write_text(json.dumps(plan))
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+        command = [
+            sys.executable,
+            *(launch if count > 1 else []),
+            Path(__file__).with_name("ranks.py"),
+            out / "plan.json",
+        ]
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=150)
+        assert done.returncode == 0, done.stderr[-4000:]
+        found[count] = {
+            name: (
+                [json.loads(line) for line in (out / name / "metrics.jsonl").read_text().splitlines()],
+                torch.load(out / name / "end.pt"),
+            )
+            for name in RUNS
+        }
+    return found
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_ranks_equal_one(ends, name):
+    (alone, end), (together, end2) = ends[1][name], ends[2][name]
+    assert [row["step"] for row in together] == [1, 2, 3, 4, 5, 6, 6]
+    loose = 2e-2 if "bf16" in name else 1e-4
+    for mine, theirs in zip(alone[:-1], together[:-1], strict=True):
+        for key in ("next_token", "grad_norm", "mean_k", *(["kl", "layers"] if "distill" in name else [])):
+            assert theirs[key] == pytest.approx(mine[key], rel=loose), key
+    assert end["evaluation"] == pytest.approx(end2["evaluation"], rel=loose)
+    for key, value in end["model"].items():
+        torch.testing.assert_close(end2["model"][key], value, rtol=loose, atol=loose)
+    trained = ends[1]["pretrain"][1]["model"]
+    assert not torch.equal(trained["lm_head.weight"], ends[1]["distill-fsdp"][1]["model"]["lm_head.weight"])
