@@ -39,11 +39,12 @@ def _root(
 
 
 def _register() -> None:
-    from stille.cli import bench, chat, doctor, eval, generate, pull, serve
+    from stille.cli import bench, chat, convert, doctor, eval, generate, pull, serve, train
 
-    for module in (serve, chat, generate, pull, bench):
+    for module in (serve, chat, generate, pull, convert, bench):
         app.command(module.__name__.rpartition(".")[2], epilog=module.EXAMPLES)(module.command)
     app.add_typer(eval.app)
+    app.add_typer(train.app)
     app.command("doctor", epilog=doctor.EXAMPLES)(doctor.command)
 
 
