@@ -267,18 +267,19 @@ def test_library_products_with_idle_experts_on_a_gpu():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(DEVICE != "cuda", reason="CUDA graphs")
-@pytest.mark.parametrize("backend", ["triton", "grouped"])
-def test_a_graph_follows_the_table(backend):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(("backend", "tokens"), [("triton", 4), ("auto", 40)])
+def test_a_graph_follows_the_table(backend, tokens, dtype):
     """Captured with one table, replayed with another that has more experts."""
-    case = inputs(random_table(4, 8, 8), 8, 64, 32, dtype=torch.bfloat16)
+    case = inputs(random_table(tokens, 8, 8), 8, 64, 32, dtype=dtype)
     moe_forward(*case, backend=backend)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         out = moe_forward(*case, backend=backend)
-    case[1].copy_(torch.arange(8, device=DEVICE).expand(4, 8))
+    case[1].copy_(torch.arange(8, device=DEVICE).expand(tokens, 8))
     case[2].fill_(0.5)
     graph.replay()
-    check(out, dense(*(t.double() if i != 1 else t for i, t in enumerate(case))), torch.bfloat16)
+    check(out, dense(*(t.double() if i != 1 else t for i, t in enumerate(case))), dtype)
 
 
 def good():

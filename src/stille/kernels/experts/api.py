@@ -9,12 +9,16 @@ from stille.errors import UnsupportedError
 from stille.kernels.experts import reference
 from stille.kernels.experts.cpu import cpu_forward
 from stille.kernels.experts.grouped import grouped_forward
+from stille.kernels.experts.matmul import library_takes
 from stille.kernels.triton_support import IN_TRITON, has_triton, require_triton, runs_triton
 
 Backend = Literal["auto", "reference", "grouped", "triton", "cpu"]
 
 DECODE_TOKENS = 16
 """Most tokens for which "auto" takes the kernels that read an expert's weights anew for each token."""
+
+WAITING_TOKENS = 256
+"""The same where grouped products would wait for the host, which CUDA graphs of decode steps cannot."""
 
 
 def moe_forward(
@@ -42,8 +46,8 @@ def moe_forward(
         backend: "reference": plain torch, the specification. "grouped": sorted by expert, grouped products; waits for
             the GPU only where torch's grouped GEMM or Triton is missing (dtypes other than bf16, C or I no multiple of
             8). "triton": two launches for a few tokens, in CUDA graphs too; float32, bfloat16, float16. "cpu": for
-            CPU tensors. "auto": on a GPU "triton" up to `DECODE_TOKENS` tokens without gradients, else "grouped"; on a
-            CPU "cpu".
+            CPU tensors. "auto": on a GPU, without gradients, "triton" up to `DECODE_TOKENS` tokens, or
+            `WAITING_TOKENS` where "grouped" waits, else "grouped"; on a CPU "cpu".
 
     Returns:
         y_TC in the dtype of x (under autocast: of autocast), accumulated in float32 or wider.
@@ -83,7 +87,8 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 def _choose(x: Tensor, gate_up_proj: Tensor, down_proj: Tensor, graded: bool) -> Backend:
     if x.device.type == "cpu":
         return "cpu"
-    few = x.is_cuda and x.shape[0] <= DECODE_TOKENS and not graded and x.dtype in IN_TRITON and has_triton()
+    most = DECODE_TOKENS if library_takes(down_proj, *down_proj.shape[1:]) else WAITING_TOKENS
+    few = x.is_cuda and x.shape[0] <= most and not graded and x.dtype in IN_TRITON and has_triton()
     return "triton" if few and gate_up_proj.is_contiguous() and down_proj.is_contiguous() else "grouped"
 
 

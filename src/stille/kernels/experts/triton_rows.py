@@ -21,13 +21,11 @@ PROGRAMS = 2048
 
 
 @triton.jit
-def gather_kernel(
-    x_ptr, order_ptr, end_ptr, out_ptr, columns, C: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr
-):
-    end = tl.load(end_ptr).to(tl.int64)  # and so are the rows, whose offsets may exceed 32 bits
+def gather_kernel(x_ptr, order_ptr, end_ptr, out_ptr, columns, step, C: tl.constexpr, BLOCK: tl.constexpr):
+    end = tl.load(end_ptr).to(tl.int64)  # as the rows, whose offsets may exceed 32 bits
     c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = c < C
-    for row in range(tl.program_id(0).to(tl.int64), end, STEP):
+    for row in range(tl.program_id(0).to(tl.int64), end, step):
         token = tl.load(order_ptr + row) // columns
         x = tl.load(x_ptr + token * C + c, mask=mask)
         tl.store(out_ptr + row * C + c, x, mask=mask)
@@ -35,12 +33,12 @@ def gather_kernel(
 
 @triton.jit
 def swiglu_kernel(
-    gate_up_ptr, end_ptr, out_ptr, I: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr  # noqa: E741
+    gate_up_ptr, end_ptr, out_ptr, step, I: tl.constexpr, BLOCK: tl.constexpr  # noqa: E741
 ):  # fmt: skip
     end = tl.load(end_ptr).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = i < I
-    for row in range(tl.program_id(0).to(tl.int64), end, STEP):
+    for row in range(tl.program_id(0).to(tl.int64), end, step):
         at = gate_up_ptr + row * (2 * I) + i
         gate = tl.load(at, mask=mask, other=0.0).to(tl.float32)
         up = tl.load(at + I, mask=mask, other=0.0).to(tl.float32)
@@ -49,11 +47,11 @@ def swiglu_kernel(
 
 @triton.jit
 def swiglu_backward_kernel(
-    gate_up_ptr, d_inner_ptr, weight_ptr, order_ptr, end_ptr, d_gate_up_ptr, inner_ptr, d_weight_ptr,
-    I: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,  # noqa: E741
+    gate_up_ptr, d_inner_ptr, weight_ptr, order_ptr, end_ptr, d_gate_up_ptr, inner_ptr, d_weight_ptr, step,
+    I: tl.constexpr, BLOCK: tl.constexpr,  # noqa: E741
 ):  # fmt: skip
     end = tl.load(end_ptr).to(tl.int64)
-    for row in range(tl.program_id(0).to(tl.int64), end, STEP):
+    for row in range(tl.program_id(0).to(tl.int64), end, step):
         weight = tl.load(weight_ptr + tl.load(order_ptr + row)).to(tl.float32)
         total = tl.zeros([BLOCK], tl.float32)
         for i0 in range(0, I, BLOCK):
@@ -112,8 +110,8 @@ def gather(x_TC: Tensor, routes: Routes) -> Tensor:
     if out.numel():
         block, step = min(next_power_of_2(width), 2048), min(routes.rows, PROGRAMS)
         gather_kernel[(step, triton.cdiv(width, block))](
-            x_TC, routes.order_R, routes.ends_E[-1:], out, routes.columns,
-            C=width, BLOCK=block, STEP=step, num_warps=_warps(block),
+            x_TC, routes.order_R, routes.ends_E[-1:], out, routes.columns, step,
+            C=width, BLOCK=block, num_warps=_warps(block),
         )  # fmt: skip
     return out
 
@@ -125,7 +123,7 @@ def swiglu(gate_up_R2I: Tensor, routes: Routes) -> Tensor:
     if out.numel():
         block, step = min(next_power_of_2(inner), 2048), min(routes.rows, PROGRAMS)
         swiglu_kernel[(step, triton.cdiv(inner, block))](
-            gate_up_R2I, routes.ends_E[-1:], out, I=inner, BLOCK=block, STEP=step, num_warps=_warps(block)
+            gate_up_R2I, routes.ends_E[-1:], out, step, I=inner, BLOCK=block, num_warps=_warps(block)
         )
     return out
 
@@ -140,8 +138,8 @@ def swiglu_backward(
     if out.numel():
         block, step = min(next_power_of_2(inner), 1024), min(routes.rows, PROGRAMS)
         swiglu_backward_kernel[(step,)](
-            gate_up_R2I, d_inner_RI, weight_TK, routes.order_R, routes.ends_E[-1:], d_gate_up, out, d_weight,
-            I=inner, BLOCK=block, STEP=step, num_warps=_warps(block),
+            gate_up_R2I, d_inner_RI, weight_TK, routes.order_R, routes.ends_E[-1:], d_gate_up, out, d_weight, step,
+            I=inner, BLOCK=block, num_warps=_warps(block),
         )  # fmt: skip
     return d_gate_up, out, d_weight
 
