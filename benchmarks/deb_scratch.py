@@ -58,7 +58,7 @@ class Arm:
         gate, weights = ("threshold", "sigmoid") if self.gate == "deb" else ("top_k", "normalised")
         return dict(
             num_experts=experts, expert_size=size.expert, shared_size=size.shared, router_size=0, gate=gate,
-            target_k=self.k, min_k=0, max_k=experts, weights=self.weights or weights, scaling=2.5,
+            target_k=self.k, min_k=1, max_k=experts, weights=self.weights or weights, scaling=2.5,
         )  # fmt: skip
 
 

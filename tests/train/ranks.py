@@ -13,8 +13,8 @@ from stille.model import StilleConfig, StilleForCausalLM
 from stille.train import DISTILL, LossWeights, TokenStore, TrainConfig, open_world, train
 
 
-def main() -> None:
-    plan = json.loads(Path(sys.argv[1]).read_text())
+def main(file: Path) -> None:
+    plan = json.loads(file.read_text())
     torch.set_num_threads(1)
     store = TokenStore.from_documents([np.array(row) for row in plan["documents"]])
     with open_world("cpu") as world:
@@ -45,4 +45,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+SCRIPT = Path(__file__).with_name("ranks.py")
 RUNS = {
     "pretrain": ("pretrain", "fp32", "replicate"),
     "distill-fsdp": ("distill", "fp32", "fsdp"),
@@ -29,16 +31,15 @@ def ends(tmp_path_factory, make_model, store):
             config=dict(steps=6, batch=8, micro_batch=2, length=32, lr=3e-3, warmup=2, anneal=0.4, log_every=1),
         )  # fmt: skip
         (out / "plan.json").write_text(json.dumps(plan))
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-        command = [
-            sys.executable,
-            *(launch if count > 1 else []),
-            Path(__file__).with_name("ranks.py"),
-            out / "plan.json",
-        ]
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=150)
-        assert done.returncode == 0, done.stderr[-4000:]
+        if count == 1:
+            runpy.run_path(str(SCRIPT))["main"](out / "plan.json")
+        else:
+            launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+            env = {**os.environ, "OMP_NUM_THREADS": "1"}
+            done = subprocess.run(
+                [*launch, SCRIPT, out / "plan.json"], capture_output=True, text=True, env=env, timeout=150
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr[-4000:]
         found[count] = {
             name: (
                 [json.loads(line) for line in (out / name / "metrics.jsonl").read_text().splitlines()],
