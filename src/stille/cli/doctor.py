@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,11 +13,29 @@ from stille.cli.options import examples
 EXAMPLES = examples(
     ("stille doctor", "a report for people"),
     ("stille doctor --json", "the same for programs, and for bug reports"),
+    ("stille doctor --model ./converted", "how a model with experts routes a text, layer by layer"),
 )
 
 
-def command(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Report hardware, versions and caches; what is fast here, what is missing, and the command that mends it."""
+def command(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    model: Annotated[str | None, typer.Option(help="Report the routing of this model with experts instead.")] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="With --model: the text to route; default: Python's standard library.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="With --model: tokens of the text.")] = 4096,
+    budget: Annotated[
+        float | None, typer.Option(help="With --model: mean number of experts; default: the model's own.")
+    ] = None,
+) -> None:
+    """Report hardware, versions and caches; what is fast here, what is missing, and the command that mends it.
+
+    With --model: how many experts tokens run in each layer, how far that drifts from the target, and how evenly experts
+    are loaded (MaxVio: the busiest expert's load above the mean, as a share of it).
+    """
+    if model is not None:
+        _routing(model, text, tokens, budget, as_json)
+        return
     from stille.cli import machine
 
     report = machine.report()
@@ -26,6 +45,20 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
         _print(report)
     if any(finding["level"] == "missing" for finding in report["findings"]):
         raise typer.Exit(1)
+
+
+def _routing(model: str, text: Path | None, tokens: int, budget: float | None, as_json: bool) -> None:
+    from stille.cli import routing
+
+    found = routing.report(model, text, tokens, budget)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    from rich.console import Console
+
+    console = Console(soft_wrap=True)
+    console.width = max(console.width, 110)  # cut columns would say nothing
+    console.print(routing.table(found))
 
 
 _COLOURS = {"fast": "green", "note": "cyan", "slow": "yellow", "missing": "red"}

@@ -1,6 +1,6 @@
 """Our experts as an experts implementation of transformers, named "stille", for its mixture-of-experts models.
 
->>> import stille.model.hf_experts  # registers it
+>>> import stille.model  # registers it
 >>> model = AutoModelForCausalLM.from_pretrained(name, experts_implementation="stille")
 
 Experts are SwiGLU without biases in transformers' concatenated layout (Mixtral, Qwen3-MoE, DeepSeek-V3 and many more);
