@@ -218,8 +218,8 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         self.weights.publish()
         if self.layers:
-            # The first quantiles are the mean of what was seen: fresh gates score unlike what they start from.
-            memory = min(self.layers[0].settings.memory, self.step / (self.step + 1))
+            # Forget faster in the first steps: fresh gates score unlike what quantiles start from, and change fast.
+            memory = min(self.layers[0].settings.memory, self.step / (self.step + 4))
             balance(self.model, target, memory)
         return sums, norm, rate
 
