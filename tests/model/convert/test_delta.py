@@ -52,7 +52,7 @@ def rewrite(folder, tensors, **values):
     """The delta again, with these tensors added; its base's digests as they are."""
     opened = read_delta(folder)
     config, own = load_config(folder), load_file(opened.file)
-    write_delta(folder, config, opened.base, opened.digests, own | tensors, **values)
+    write_delta(folder, config, opened.base_source(), opened.digests, own | tensors, **values)
 
 
 def source_of(folder) -> DeltaSource:
@@ -96,7 +96,7 @@ class TestChanges:
         assert {name for name in found if name.startswith(NAME)} == {NAME + end for end in tail}
         assert PLAIN.replace("q_proj", "k_proj") not in " ".join(found)
         opened = read_delta(delta)
-        write_delta(delta, load_config(delta), opened.base, opened.digests, found)
+        write_delta(delta, load_config(delta), opened.base_source(), opened.digests, found)
         torch.testing.assert_close(
             load_model(delta, progress=False).model(ids).logits, trained(ids).logits, rtol=1e-3, atol=1e-3
         )
@@ -238,7 +238,7 @@ class TestWriting:
     def test_only_deltas_are_replaced(self, base, delta):
         opened = read_delta(delta)
         with pytest.raises(ConfigError, match="dense exists and is no delta"):
-            write_delta(base, load_config(delta), opened.base, opened.digests, {})
+            write_delta(base, load_config(delta), opened.base_source(), opened.digests, {})
         assert is_delta(delta)
         assert not is_delta(base)
 

@@ -127,7 +127,7 @@ def write_delta(
     Args:
         folder: must not exist, be empty, or hold a delta.
         config: of the whole model.
-        base: as the base was asked for.
+        base: as the base was asked for; of an opened delta `base_source()`.
         digests: `tensor_digests` of the base.
         tensors: new tensors and changes, see the module.
         about: how it was made, for `delta.json`.
@@ -160,6 +160,7 @@ def write_delta(
         for name, content in (extra or {}).items():
             (temporary / name).write_bytes(content)
         (temporary / DELTA_FILE).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        file.chmod((temporary / DELTA_FILE).stat().st_mode)  # safetensors' files are for the owner alone
         for written in temporary.iterdir():
             with written.open("rb") as opened:
                 os.fsync(opened.fileno())

@@ -204,7 +204,8 @@ def convert(
         converted.generation_config = loaded.model.generation_config
         write_whole(folder, converted, loaded.tokenizer, extra)
     else:
-        write_delta(folder, config, source, digests, {ORDER: orders, **gates}, found["about"], extra)
+        small = {name: _smallest(value) for name, value in gates.items()}
+        write_delta(folder, config, source, digests, {ORDER: orders, **small}, found["about"], extra)
     return Conversion(folder, stages.folder, found)
 
 
@@ -346,6 +347,12 @@ def _judge(
         return {}, {"judgements": [each.as_dict() for each in judged]}
 
     return stages.stage("judged", key_of(layers=key, ids=_digest(ids_ST), budgets=budgets), make)[1]["judgements"]
+
+
+def _smallest(value: Tensor) -> Tensor:
+    """In bfloat16 if that loses nothing: weights of gates were rounded before they were calibrated."""
+    half = value.bfloat16()
+    return half if torch.equal(half.to(value.dtype), value) else value
 
 
 def _digest(tensor: Tensor) -> str:
