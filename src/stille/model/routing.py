@@ -62,8 +62,8 @@ class ExpertsConfig:
     max_k: int = 16
     weights: Literal["unit", "sigmoid", "normalised"] = "unit"
     scaling: float = 1.0
-    memory: float = 0.98
-    correction_rate: float = 0.05
+    memory: float = 0.9
+    correction_rate: float = 0.02
     bias_rate: float = 1e-3
 
     def __post_init__(self) -> None:
