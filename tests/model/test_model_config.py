@@ -119,7 +119,7 @@ class WideFFN(DenseFFN):
     """A dense FFN of another width, given in the settings."""
 
     def __init__(self, config, layer):
-        super().__init__(type(config)(**(SIZES | {"intermediate_size": config.experts["width"]})), layer)
+        super().__init__(type(config)(**(SIZES | {"intermediate_size": config.draft["width"]})), layer)
 
 
 class NextTokenHead(nn.Linear):
@@ -131,10 +131,10 @@ class NextTokenHead(nn.Linear):
 def kinds():
     """Three kinds registered as later code will do it, and taken away again."""
     ATTENTION_KINDS.register("windowless")(WindowlessAttention)
-    FFN_KINDS.register("experts")(WideFFN)
+    FFN_KINDS.register("wide")(WideFFN)
     DRAFT_KINDS.register("next")(NextTokenHead)
     yield
-    for registry, kind in ((ATTENTION_KINDS, "windowless"), (FFN_KINDS, "experts"), (DRAFT_KINDS, "next")):
+    for registry, kind in ((ATTENTION_KINDS, "windowless"), (FFN_KINDS, "wide"), (DRAFT_KINDS, "next")):
         del registry._builders[kind]
 
 
@@ -144,9 +144,8 @@ def test_a_new_kind_is_one_registration(kinds, tmp_path):
     model = StilleForCausalLM(
         config(
             attention_kinds=["windowless", "full"],
-            ffn_kinds=["dense", "experts"],
-            experts={"width": 40},
-            draft={"kind": "next", "vocabulary": 7},
+            ffn_kinds=["dense", "wide"],
+            draft={"kind": "next", "vocabulary": 7, "width": 40},
         )
     ).eval()
     assert isinstance(model.model.layers[0].self_attn, WindowlessAttention)

@@ -1,8 +1,8 @@
 """The model: configuration, decoder, checkpoints in and out.
 
 Importing this package registers the architecture with transformers: `AutoConfig`, `AutoModel` and
-`AutoModelForCausalLM` then load saved Stille folders, any model takes `attn_implementation="hsa"`, and those with experts
-`experts_implementation="stille"`.
+`AutoModelForCausalLM` then load saved Stille folders, any model takes `attn_implementation="hsa"`, and those with
+experts `experts_implementation="stille"`.
 """
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
