@@ -63,7 +63,7 @@ class StillePreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _keep_in_fp32_modules_strict = BALANCE
+    _keep_in_fp32_modules_strict = list(BALANCE)
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         """transformers' choice of attention function; layers of kind "hsa" need the one that they bring.
