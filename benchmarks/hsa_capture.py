@@ -10,7 +10,6 @@ much. Texts: the sources of Python's standard library, and their docstrings (pro
 """
 
 import argparse
-import ast
 import math
 import sysconfig
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from transformers import PreTrainedTokenizerBase
 
 from stille.model import StilleConfig, StilleForCausalLM
+from stille.model.convert.text import docstrings
 from stille.model.load import load_model
 from stille.model.rope import RotaryEmbedding
 
@@ -131,17 +131,6 @@ def read_text(text: str, characters: int) -> str:
         if length >= characters:
             break
     return "\n\n".join(parts)[:characters]
-
-
-def docstrings(name: str, source: str) -> str:
-    """What a module says of itself in words."""
-    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    try:
-        nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)]
-    except SyntaxError:
-        return ""
-    said = [(getattr(node, "name", name), ast.get_docstring(node)) for node in nodes]
-    return "\n\n".join(f"{title}\n{words}" for title, words in said if words)
 
 
 def load(source: str, device: str, dtype: torch.dtype) -> tuple[StilleForCausalLM, PreTrainedTokenizerBase]:

@@ -11,29 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stille.kernels.experts import moe_forward
 from stille.model.config import StilleConfig
-from stille.model.registry import FFN_KINDS
+from stille.model.ffn import FFN_KINDS, SwiGLU
 from stille.model.routing import ExpertsConfig, Gate, check_budget
 
 __all__ = ["ExpertsFFN", "LayerRouting", "balance", "expert_budget", "expert_layers", "record_routing"]
-
-
-class SharedExpert(nn.Module):
-    """SwiGLU of `shared_size` neurons."""
-
-    def __init__(self, width: int, size: int):
-        super().__init__()
-        self.gate_proj = nn.Linear(width, size, bias=False)
-        self.up_proj = nn.Linear(width, size, bias=False)
-        self.down_proj = nn.Linear(size, width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [..., C]; returns [..., C]."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 @FFN_KINDS.register("experts")
@@ -56,7 +41,7 @@ class ExpertsFFN(nn.Module):
         self.settings = settings = ExpertsConfig.from_dict(config.experts)
         width, experts, size = config.hidden_size, settings.num_experts, settings.expert_size
         self.layer = layer
-        self.shared = SharedExpert(width, settings.shared_size) if settings.shared_size else None
+        self.shared = SwiGLU(width, settings.shared_size) if settings.shared_size else None
         self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * size, width))
         self.down_proj = nn.Parameter(torch.empty(experts, width, size))
         self.gate = Gate(width, settings)

@@ -6,16 +6,14 @@ from torch import Tensor, nn
 from stille.model.config import StilleConfig
 from stille.model.registry import FFN_KINDS
 
-__all__ = ["FFN_KINDS", "DenseFFN"]
+__all__ = ["FFN_KINDS", "DenseFFN", "SwiGLU"]
 
 
-@FFN_KINDS.register("dense")
-class DenseFFN(nn.Module):
-    """SwiGLU: `down(silu(gate(x)) * up(x))`, no biases."""
+class SwiGLU(nn.Module):
+    """`down(silu(gate(x)) * up(x))`, no biases; C to `inner` to C."""
 
-    def __init__(self, config: StilleConfig, layer: int):
+    def __init__(self, width: int, inner: int):
         super().__init__()
-        width, inner = config.hidden_size, config.intermediate_size
         self.gate_proj = nn.Linear(width, inner, bias=False)
         self.up_proj = nn.Linear(width, inner, bias=False)
         self.down_proj = nn.Linear(inner, width, bias=False)
@@ -23,3 +21,11 @@ class DenseFFN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., C]; returns [..., C]."""
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+@FFN_KINDS.register("dense")
+class DenseFFN(SwiGLU):
+    """SwiGLU of the configuration's `intermediate_size`."""
+
+    def __init__(self, config: StilleConfig, layer: int):
+        super().__init__(config.hidden_size, config.intermediate_size)

@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from stille.errors import ConfigError
+from stille.model.convert.delta import put_in_place
 from stille.model.decoder import StilleForCausalLM
 
 
@@ -29,7 +30,6 @@ def export(model: StilleForCausalLM, tokenizer: PreTrainedTokenizerBase, folder:
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
         os.chmod(scratch, 0o755)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(scratch, folder)
+        put_in_place(scratch, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
