@@ -20,7 +20,7 @@ serve: env-serve ## Serve the default model at http://HOST:PORT/v1
 	@exec $(BIN)/stille serve --host $(HOST) --port $(PORT) $(ARGS)
 
 test: env-dev ## Run the test suite
-	@exec $(BIN)/python -m pytest $(ARGS)
+	@exec $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal $(ARGS)
 
 check: env-dev ## Lint, formatting, types, and the direction of imports
 	@$(BIN)/ruff check .
