@@ -61,9 +61,14 @@ class TrainConfig:
         eval_every: steps between evaluations; 0: only at the end.
         eval_sequences: held-out sequences of one.
         parallel: with several processes, "replicate": each holds the model; "fsdp": they share it (FSDP2).
+        rank: above 0, matrices of attention and FFNs learn by pairs of this rank (W0 + B A), embeddings and head not
+            at all, everything else whole. 0: all weights learn.
+        rate_b, rate_whole: with `rank`, rates relative to `lr`: of B (above that of A: LoRA+, 2402.12354), and of what
+            learns whole.
+        save_minutes: minutes between checkpoints, beside `save_every`; None: by steps only.
 
     Raises:
-        ConfigError: a value out of range, or neither steps nor minutes.
+        ConfigError: a value out of range, neither steps nor minutes, or `rank` with "fsdp".
     """
 
     steps: int | None = 1000
@@ -90,28 +95,37 @@ class TrainConfig:
     eval_every: int = 0
     eval_sequences: int = 64
     parallel: Literal["replicate", "fsdp"] = "replicate"
+    rank: int = 0
+    rate_b: float = 4.0
+    rate_whole: float = 0.25
+    save_minutes: float | None = None
 
     def __post_init__(self) -> None:
         if self.steps is None and self.minutes is None:
             raise ConfigError("a run needs an end: give steps, minutes or both.")
         least = dict(batch=1, micro_batch=1, length=2, warmup=0, save_every=1, keep=1, log_every=1, eval_every=0)
-        least |= dict(eval_sequences=0) | ({} if self.steps is None else dict(steps=1))
+        least |= dict(eval_sequences=0, rank=0) | ({} if self.steps is None else dict(steps=1))
         for name, low in least.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < low:
                 raise ConfigError(f"{name}={value!r}, expected an integer of at least {low}.")
-        if self.minutes is not None and not self.minutes > 0:
-            raise ConfigError(f"minutes={self.minutes}, expected more than 0.")
+        for name in ("minutes", "save_minutes"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ConfigError(f"{name}={getattr(self, name)}, expected more than 0.")
         if self.batch % self.micro_batch:
             raise ConfigError(f"batch={self.batch} is no multiple of micro_batch={self.micro_batch}.")
         if not self.lr > 0 or self.weight_decay < 0 or self.clip < 0:
             raise ConfigError("expected lr above 0, weight_decay and clip of at least 0.")
+        if not self.rate_b > 0 or self.rate_whole < 0:
+            raise ConfigError("expected rate_b above 0 and rate_whole of at least 0.")
         for name in ("final_lr", "decay", "anneal", "beta1", "beta2"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}={getattr(self, name)}, expected a number from 0 to 1.")
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name}={getattr(self, name)!r}, expected one of {', '.join(known)}.")
+        if self.rank and self.parallel == "fsdp":
+            raise ConfigError("pairs of low rank (rank) are not split over processes: parallel 'replicate', or rank 0.")
         terms = dataclasses.asdict(self.loss)
         if min(terms.values()) < 0 or not max(terms.values()) > 0:
             raise ConfigError(f"loss weights {terms}: expected none below 0 and one above.")
@@ -119,7 +133,9 @@ class TrainConfig:
     def identity(self) -> dict[str, Any]:
         """What two parts of one run must agree on: all but what only watches or saves it."""
         values = dataclasses.asdict(self)
-        for name in ("save_every", "keep", "log_every", "eval_every", "eval_sequences", "parallel", "minutes"):
+        watching = ("save_every", "save_minutes", "keep", "log_every", "eval_every", "eval_sequences")
+        unused = () if self.rank else ("rank", "rate_b", "rate_whole")
+        for name in (*watching, "parallel", "minutes", *unused):
             del values[name]
         return values
 

@@ -19,12 +19,14 @@ from torch import Tensor
 
 from stille.errors import ConfigError
 from stille.model.config import StilleConfig
+from stille.model.convert.delta import LOW_RANK_A, LOW_RANK_B
 from stille.model.decoder import StilleForCausalLM
 from stille.model.experts import LayerRouting, balance, expert_budget, expert_layers, record_routing
 from stille.train import checkpoint
 from stille.train.config import TrainConfig, learning_rate, progress_of, target_k
 from stille.train.data import Batches, TokenStore, in_order
 from stille.train.losses import Objective, Scales
+from stille.train.low_rank import LowRank, Pairs
 from stille.train.weights import DTYPES, Replicated, Sharded, World
 
 logger = logging.getLogger(__name__)
@@ -56,6 +58,7 @@ class Result:
         finished: to its end, not stopped on request.
         step, tokens, seconds: of the whole run, resumed parts included.
         evaluation: of the end, see `evaluate`; empty if stopped or nothing was held out.
+        pairs: with `rank`, what a delta needs of the run; None if all weights were trained.
     """
 
     model: StilleForCausalLM
@@ -64,6 +67,7 @@ class Result:
     tokens: int
     seconds: float
     evaluation: dict[str, float]
+    pairs: Pairs | None = None
 
 
 def train(
@@ -127,13 +131,14 @@ class _Run:
         layout = dict(length=config.length, batch=config.batch, micro_batch=config.micro_batch, seed=config.seed)
         self.batches = Batches(store, **layout, rank=world.rank, ranks=world.size)
         self.objective = Objective(model, config.loss, teacher)
-        place = Sharded if config.parallel == "fsdp" and world.size > 1 else Replicated
-        self.weights = place(self.objective, DTYPES[config.dtype], world)
+        self.weights = _weights(self.objective, config, world)
         self.optimizer = _optimizer(self.weights.masters, config, world.device)
         self.layers = expert_layers(model)
         self.identity = json.loads(
             json.dumps({"config": config.identity(), "data": store.digest, "model": _architecture(model)})
         )
+        if self.weights.digest is not None:
+            self.identity["frozen"] = self.weights.digest
         self.step, self.tokens, self.seconds_before, self.finished = 0, 0, 0.0, False
         self.started = started
         self.last: dict[str, Any] = {}
@@ -151,6 +156,8 @@ class _Run:
             with _Stop() as stop:
                 if not self.finished:
                     self._steps(stop, log)
+            if self.finished:
+                self.weights.finish()
             if self.finished and self.held_out is not None:
                 evaluation = self._evaluate()
                 if log is not None and not done_before:
@@ -160,11 +167,12 @@ class _Run:
                 log.close()
             for layer in self.layers:
                 layer.budget = None
-        return Result(self._trained(), self.finished, self.step, self.tokens, self.seconds, evaluation)
+        pairs = self.weights.pairs() if isinstance(self.weights, LowRank) else None
+        return Result(self._trained(), self.finished, self.step, self.tokens, self.seconds, evaluation, pairs)
 
     def _steps(self, stop: "_Stop", log: "_Log | None") -> None:
         config = self.config
-        watch = _Watch(self.tokens)
+        watch, saved = _Watch(self.tokens), self.seconds_before
         while True:
             # A step that would not fit into the time is not begun.
             asked, seconds, ahead = self.world.agree(stop.asked, self.seconds, self.seconds + watch.step_seconds)
@@ -189,8 +197,11 @@ class _Run:
                 if log is not None:
                     log.write({"step": self.step, "tokens": self.tokens, **found})
                 watch.pause()
-            if self.step % config.save_every == 0 and not ends:
+            # By the clock that all processes agreed on when the step began.
+            due = config.save_minutes is not None and seconds - saved >= 60 * config.save_minutes
+            if (due or self.step % config.save_every == 0) and not ends:
                 self._save()
+                saved = seconds
                 watch.pause()
             if self.on_step is not None:
                 self.on_step(Progress(self.step, progress_of(config, self.step, self.seconds), self.last))
@@ -213,7 +224,7 @@ class _Run:
         norm = self.weights.clip(config.clip)
         rate = learning_rate(config, self.step, progress)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("factor", 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.weights.publish()
@@ -365,12 +376,23 @@ def evaluate(
     return found
 
 
+def _weights(objective: Objective, config: TrainConfig, world: World) -> Replicated | Sharded:
+    dtype = DTYPES[config.dtype]
+    if config.rank:
+        return LowRank(objective, dtype, world, config.rank, config.seed)
+    return (Sharded if config.parallel == "fsdp" and world.size > 1 else Replicated)(objective, dtype, world)
+
+
 def _optimizer(masters: dict[str, Any], config: TrainConfig, device: torch.device) -> torch.optim.AdamW:
-    matrices = [p for p in masters.values() if p.dim() > 1]
-    vectors = [p for p in masters.values() if p.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups: dict[tuple[bool, float], list[Any]] = {}
+    for name, master in masters.items():
+        factor = config.rate_whole if config.rank else 1.0
+        if name.endswith((LOW_RANK_A, LOW_RANK_B)):
+            factor = config.rate_b if name.endswith(LOW_RANK_B) else 1.0
+        groups.setdefault((master.dim() > 1, factor), []).append(master)
+    decay = {True: config.weight_decay, False: 0.0}
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        [{"params": all_, "weight_decay": decay[kind], "factor": factor} for (kind, factor), all_ in groups.items()],
         lr=config.lr,
         betas=(config.beta1, config.beta2),
         fused=device.type == "cuda",
@@ -387,7 +409,8 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
         for name in sorted(before["config"] | now["config"])
         if before["config"].get(name) != now["config"].get(name)
     ]
-    found += [f"its {part} differs" for part in ("data", "model") if before[part] != now[part]]
+    parts = {"data": "its data differs", "model": "its model differs", "frozen": "the weights it started from differ"}
+    found += [told for part, told in parts.items() if before.get(part) != now.get(part)]
     return "; ".join(found)
 
 

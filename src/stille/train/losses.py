@@ -42,9 +42,9 @@ class _HeadLoss(torch.autograd.Function):
         scales: tuple[float, float],
     ) -> tuple[Tensor, Tensor, Tensor]:
         by_token, by_kl = scales
-        wanted = any(ctx.needs_input_grad[:2])
-        hidden_grad = torch.empty_like(hidden_NC) if wanted else None
-        weight_grad = torch.zeros_like(weight_VC, dtype=torch.float32) if wanted else None
+        by_hidden, by_weight = ctx.needs_input_grad[:2]  # a frozen head costs no gradient
+        hidden_grad = torch.empty_like(hidden_NC) if by_hidden else None
+        weight_grad = torch.zeros_like(weight_VC, dtype=torch.float32) if by_weight else None
         token_sum, kl_sum = hidden_NC.new_zeros((2,), dtype=torch.float32).unbind()
         chunk = max(16, LOGITS_AT_ONCE // weight_VC.shape[0])
         for begin in range(0, hidden_NC.shape[0], chunk):
@@ -56,7 +56,7 @@ class _HeadLoss(torch.autograd.Function):
             if teacher_NC is not None and teacher_VC is not None:
                 log_q = F.linear(teacher_NC[rows], teacher_VC).float().log_softmax(-1)
                 kl_sum = kl_sum + (log_q.exp() * (log_q - log_p)).sum()
-            if hidden_grad is None or weight_grad is None:
+            if hidden_grad is None and weight_grad is None:
                 continue
             p = log_p.exp_()
             grad = torch.zeros_like(p) if log_q is None else (p - log_q.exp_()).mul_(by_kl)
@@ -66,8 +66,10 @@ class _HeadLoss(torch.autograd.Function):
                 at = label.clamp(min=0)[:, None]
                 grad.scatter_add_(1, at, -(counted.to(p.dtype) * by_token)[:, None])
             grad = grad.to(h.dtype)
-            hidden_grad[rows] = grad @ weight_VC
-            weight_grad += grad.T @ h
+            if hidden_grad is not None:
+                hidden_grad[rows] = grad @ weight_VC
+            if weight_grad is not None:
+                weight_grad += grad.T @ h
         ctx.save_for_backward(hidden_grad, weight_grad)
         ctx.dtype = weight_VC.dtype
         ctx.mark_non_differentiable(token_sum, kl_sum)
@@ -77,7 +79,11 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         hidden_grad, weight_grad = ctx.saved_tensors
         grad = grads[0]
-        return hidden_grad * grad.to(hidden_grad.dtype), (weight_grad * grad).to(ctx.dtype), None, None, None, None
+        return (
+            None if hidden_grad is None else hidden_grad * grad.to(hidden_grad.dtype),
+            None if weight_grad is None else (weight_grad * grad).to(ctx.dtype),
+            *(None,) * 4,
+        )
 
 
 def head_loss(

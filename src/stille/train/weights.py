@@ -6,7 +6,7 @@ gradients and optimizer over the processes and casts for the arithmetic.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -93,14 +93,20 @@ class Replicated:
         module: holds the model, in float32.
         dtype: of the arithmetic; the module is turned into it.
         world: the processes.
+        without: names of parameters that somebody else moves.
+
+    Attributes:
+        digest: of weights that are in no checkpoint; None: all are.
     """
 
     factor = 1.0
+    digest: str | None = None
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype, world: World):
+    def __init__(self, module: nn.Module, dtype: torch.dtype, world: World, without: Collection[str] = ()):
         self.world, self.module = world, module
         module.to(world.device)
-        names, parameters = zip(*((n, p) for n, p in module.named_parameters() if p.requires_grad), strict=True)
+        ours = [(n, p) for n, p in module.named_parameters() if p.requires_grad and n not in without]
+        names, parameters = [name for name, _ in ours], [parameter for _, parameter in ours]
         if dtype == torch.float32:
             self.masters: dict[str, nn.Parameter] = dict(zip(names, parameters, strict=True))
         else:
@@ -148,6 +154,9 @@ class Replicated:
             for name, parameter in self.parameters.items():
                 parameter.copy_(self.masters[name])
 
+    def finish(self) -> None:
+        """Once, when the run is over: bring the model to what will be kept of it."""
+
     def state(self, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return {name: m.detach().cpu() for name, m in self.masters.items()}, optimizer.state_dict()
 
@@ -184,7 +193,7 @@ class Sharded:
     def __init__(self, module: Any, dtype: torch.dtype, world: World):
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-        self.world, self.module, self.dtype = world, module, dtype
+        self.world, self.module, self.dtype, self.digest = world, module, dtype, None
         self.factor = float(world.size)  # FSDP averages
         module.to(world.device)
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
@@ -206,6 +215,9 @@ class Sharded:
 
     def publish(self) -> None:
         """The model reads the masters themselves."""
+
+    def finish(self) -> None:
+        """As in `Replicated`."""
 
     def state(self, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
         masters = {name: _gather(p) for name, p in self.masters.items()}

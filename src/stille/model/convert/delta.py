@@ -7,7 +7,8 @@ A folder with
 
 Dense FFNs are not stored again: `ORDER`, a permutation of the neurons of every layer, makes experts out of the base's.
 A change of a tensor is a whole new value (its name), a difference that is added (`<name>.difference`), or one of low
-rank, B @ A (`<name>.low_rank_a` [.., r, in] and `<name>.low_rank_b` [.., out, r]).
+rank, B @ A (`<name>.low_rank_a` [.., r, in] and `<name>.low_rank_b` [.., out, r]). A pair may also name a matrix of a
+dense FFN that was split (`model.layers.0.mlp.gate_proj.weight`): it is added before, neurons in the base's order.
 """
 
 import hashlib
@@ -33,6 +34,7 @@ from stille.model.checkpoint import HEAD, TensorSource, listing
 from stille.model.config import StilleConfig
 from stille.model.convert.split import Layout, split_ffn
 from stille.model.routing import ExpertsConfig
+from stille.model.store import known_models
 
 DELTA_FILE, FORMAT = "delta.json", 1
 ORDER = "convert.order"
@@ -139,7 +141,7 @@ def write_delta(
     check_target(folder)
     local = Path(str(base)).expanduser()
     base_name, relative = str(base), None
-    if local.exists():
+    if base_name not in known_models() and local.exists():  # as `resolve` looks
         base_name, relative = str(local.resolve()), os.path.relpath(local.resolve(), folder.resolve())
     temporary = folder.parent / f".{folder.name}.{os.getpid()}.part"
     temporary.mkdir(parents=True)
@@ -261,6 +263,7 @@ class DeltaSource:
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{delta.file.name} of {self.label} is damaged ({error}).") from error
         self._cached: tuple[Any, dict[str, Tensor]] = (None, {})
+        self._dense: set[str] = set()  # matrices of split layers that pairs change
         self.plain = self._split(config, base_config)
         self.tied = {HEAD} if config.tie_word_embeddings else set()
         self._shapes = dict(self.plain)
@@ -272,27 +275,50 @@ class DeltaSource:
     def read(self, name: str, dtype: torch.dtype) -> Tensor:
         if name in self._own:
             return self._file.get_tensor(name).to(dtype, copy=True)
-        if name + DIFFERENCE in self._own:
-            value = self.unchanged(name, torch.float32) + self._file.get_tensor(name + DIFFERENCE).float()
-        elif name + LOW_RANK_A in self._own:
-            a, b = (self._file.get_tensor(name + end).float() for end in (LOW_RANK_A, LOW_RANK_B))
-            value = self.unchanged(name, torch.float32) + b @ a
-        else:
-            return self.unchanged(name, dtype)
+        ends = [end for end in (DIFFERENCE, LOW_RANK_A) if name + end in self._own]
+        if not ends:
+            return self._before(name, dtype, True)
+        value = self._before(name, torch.float32, True)
+        if DIFFERENCE in ends:
+            value = value + self._file.get_tensor(name + DIFFERENCE).float()
+        if LOW_RANK_A in ends:
+            value = value + self._product(name)
         return value.to(dtype)
+
+    def own(self) -> dict[str, Tensor]:
+        """All tensors of the delta's file."""
+        return {name: self._file.get_tensor(name) for name in self._own}
 
     def orders(self) -> dict[str, Tensor]:
         """The order of the neurons as the delta keeps it; nothing, if no layer was split."""
         return {ORDER: self._file.get_tensor(ORDER)} if ORDER in self._own else {}
 
+    def order(self, layer: int) -> Tensor | None:
+        """int64 [I]: new neuron i is the base's neuron order[i]; None if the layer was not split."""
+        return self._file.get_tensor(ORDER)[layer].long() if layer in self._layers else None
+
     def unchanged(self, name: str, dtype: torch.dtype) -> Tensor:
         """A tensor of `plain`, without the delta's changes."""
+        return self._before(name, dtype, False)
+
+    def _product(self, name: str) -> Tensor:
+        a, b = (self._file.get_tensor(name + end).float() for end in (LOW_RANK_A, LOW_RANK_B))
+        return b @ a
+
+    def _before(self, name: str, dtype: torch.dtype, changed: bool) -> Tensor:
+        """A tensor of `plain`; with `changed`, of a base to whose dense FFNs their pairs were added."""
         match = SPLIT.fullmatch(name)
         if not match or int(match[1]) not in self._layers:
             return self._base.read(name, dtype)
-        key = (int(match[1]), dtype)
+        key = (int(match[1]), dtype, changed)
         if self._cached[0] != key:  # a layer's tensors are asked for one after another
-            dense = [self._base.read(f"model.layers.{key[0]}.mlp.{part}.weight", dtype) for part in DENSE]
+            dense = []
+            for part in DENSE:
+                matrix = f"model.layers.{key[0]}.mlp.{part}.weight"
+                if changed and matrix in self._dense:
+                    dense.append((self._base.read(matrix, torch.float32) + self._product(matrix)).to(dtype))
+                else:
+                    dense.append(self._base.read(matrix, dtype))
             order = self._file.get_tensor(ORDER)[key[0]]
             self._cached = (key, split_ffn(dense[0], dense[1], dense[2], order, self._layout))
         return self._cached[1][match[2]].clone()
@@ -347,6 +373,8 @@ class DeltaSource:
         return shapes
 
     def _collect_changes(self) -> None:
+        split = {f"model.layers.{layer}.mlp.{part}.weight" for layer in self._layers for part in DENSE}
+        base = self._base.shapes()
         for name, shape in self._own.items():
             if name == ORDER or name.endswith(LOW_RANK_B):
                 continue
@@ -357,11 +385,14 @@ class DeltaSource:
                 target = name.removesuffix(LOW_RANK_A)
                 other = self._own.get(target + LOW_RANK_B, ())
                 result = (*other[:-1], shape[-1]) if other[-1:] == shape[-2:-1] else ()
-            if target != name and self._shapes.get(target) != result:
-                raise CheckpointError(
-                    f"{name} {list(shape)} of {self.label} changes {target}, which is {self._shapes.get(target)}."
-                )
-            self._shapes[target] = result
+            dense = target in split and name.endswith(LOW_RANK_A)
+            known = base.get(target) if dense else self._shapes.get(target)
+            if target != name and known != result:
+                raise CheckpointError(f"{name} {list(shape)} of {self.label} changes {target}, which is {known}.")
+            if dense:
+                self._dense.add(target)
+            else:
+                self._shapes[target] = result
 
 
 def changes(
