@@ -16,14 +16,12 @@ import torch
 from torch import Tensor
 
 from stille.engine.config import EngineConfig, plan_pages
-from stille.engine.executor import StepInput
+from stille.engine.executor import ExpertRange, StepInput
 from stille.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
-    from stille.engine.executor import ExpertRange
-    from stille.engine.routing_stats import RoutingMonitor
     from stille.kernels.cpu import CpuDecoder, DecoderShape, KeyBudget, LayerTensors, Target
     from stille.kernels.hsa import HSAConfig
     from stille.model import StilleForCausalLM
@@ -57,8 +55,13 @@ class CpuExecutor:
         shape, target = _shape(model, _BITS[config.dtype]), target or Target()
         self.device = torch.device("cpu")
         self.vocab_size, self.async_depth = shape.vocab, 0
-        self.experts: ExpertRange | None = None
-        self.routing: RoutingMonitor | None = None
+        self.experts = ExpertRange.of(model.config)
+        self.routing, self._budgets = None, None
+        if shape.experts is not None:
+            from stille.engine.cpu_experts import StepBudgets
+            from stille.engine.routing_stats import RoutingMonitor
+
+            self.routing, self._budgets = RoutingMonitor(model), StepBudgets(model)
         budget = None if config.hsa is None else _key_budget(config.hsa)
         self.num_pages = plan_pages(config, shape.page_bytes(target, budget), self.device)
         cos_TD, sin_TD = model.model.rope_table(config.max_model_len)
@@ -69,11 +72,24 @@ class CpuExecutor:
         """Compiles the kernels, or loads them from numba's cache; writes to the scratch page only."""
         began = time.perf_counter()
         one = np.ones(1, np.int32)
-        self.decoder.forward(0 * one, one, one.astype(np.int64), np.zeros((1, 1), np.int32), np.ones(1, bool))
+        budgets = None
+        if self._budgets is not None and self.experts is not None:
+            budgets = self._budgets.rows(np.full(1, self.experts.own, np.float32))
+        self.decoder.forward(0 * one, one, one.astype(np.int64), np.zeros((1, 1), np.int32), np.ones(1, bool), budgets)
         logger.info("CPU kernels for %s ready in %.1f s", self.decoder.target, time.perf_counter() - began)
 
     def forward(self, step: StepInput, ids_N: Tensor) -> Tensor:
-        return self.decoder.forward(step.starts, step.lengths, ids_N.numpy(), step.page_table, step.sample)
+        place = step.starts, step.lengths, ids_N.numpy(), step.page_table, step.sample
+        budget_N, experts = step.token_budgets(), self.decoder.shape.experts
+        if experts is None or budget_N is None or self._budgets is None or self.routing is None:
+            return self.decoder.forward(*place)
+        masks: list[np.ndarray] | None = [] if self.routing.due() else None
+        logits = self.decoder.forward(*place, self._budgets.rows(budget_N), masks)
+        if masks:
+            from stille.engine.cpu_experts import routing_of
+
+            self.routing.add(routing_of(masks, experts.experts, experts.layers))
+        return logits
 
 
 def _key_budget(hsa: HSAConfig) -> KeyBudget:
@@ -88,17 +104,19 @@ def _key_budget(hsa: HSAConfig) -> KeyBudget:
 
 
 def _shape(model: StilleForCausalLM, bits: int) -> DecoderShape:
+    from stille.engine.cpu_experts import experts_shape
     from stille.kernels.cpu import DecoderShape
     from stille.model.attention import Attention
+    from stille.model.experts import ExpertsFFN
     from stille.model.ffn import DenseFFN
 
     c = model.config
     layers: list[Any] = list(model.model.layers)
     for number, layer in enumerate(layers):
-        if type(layer.self_attn) is not Attention or type(layer.mlp) is not DenseFFN:
+        if type(layer.self_attn) is not Attention or type(layer.mlp) not in (DenseFFN, ExpertsFFN):
             kinds = f"{type(layer.self_attn).__name__} and {type(layer.mlp).__name__}"
             raise UnsupportedError(
-                f"layer {number} is made of {kinds}; the CPU kernels run full attention and dense FFN"
+                f"layer {number} is made of {kinds}; the CPU kernels run full attention, dense FFN and experts"
             )
     return DecoderShape(
         layers=c.num_hidden_layers,
@@ -111,6 +129,7 @@ def _shape(model: StilleForCausalLM, bits: int) -> DecoderShape:
         eps=c.rms_norm_eps,
         scale=float(layers[0].self_attn.scale),
         bits=bits,
+        experts=experts_shape(model),
     )
 
 
@@ -126,9 +145,12 @@ def _load(decoder: CpuDecoder, model: StilleForCausalLM, cos_TD: Tensor, sin_TD:
 
 
 def _tensors(layer: Any) -> LayerTensors:
+    from stille.engine.cpu_experts import expert_tensors
     from stille.kernels.cpu import LayerTensors
+    from stille.model.experts import ExpertsFFN
 
-    a, f = layer.self_attn, layer.mlp
+    a, routed = layer.self_attn, isinstance(layer.mlp, ExpertsFFN)
+    ffn = layer.mlp.shared if routed else layer.mlp
     weight = lambda module: None if module is None else module.weight  # noqa: E731
     return LayerTensors(
         attention_norm_C=layer.input_layernorm.weight,
@@ -137,15 +159,16 @@ def _tensors(layer: Any) -> LayerTensors:
         v=a.v_proj.weight,
         out=a.o_proj.weight,
         ffn_norm_C=layer.post_attention_layernorm.weight,
-        gate=f.gate_proj.weight,
-        up=f.up_proj.weight,
-        down=f.down_proj.weight,
+        gate=None if ffn is None else ffn.gate_proj.weight,
+        up=None if ffn is None else ffn.up_proj.weight,
+        down=None if ffn is None else ffn.down_proj.weight,
         q_bias=a.q_proj.bias,
         k_bias=a.k_proj.bias,
         v_bias=a.v_proj.bias,
         out_bias=a.o_proj.bias,
         q_norm_D=weight(a.q_norm),
         k_norm_D=weight(a.k_norm),
+        experts=expert_tensors(layer.mlp) if routed else None,
     )
 
 

@@ -47,7 +47,7 @@ class LayerLoad:
 
 
 class RoutingMonitor:
-    """Counts every `EVERY`-th of the steps that run inside `watch`, the first among them.
+    """Counts every `EVERY`-th step, the first among them: those that run inside `watch`, or that `add` is told of.
 
     Args:
         model: with layers of kind "experts".
@@ -67,13 +67,20 @@ class RoutingMonitor:
             count: whether the step may be counted.
         """
         with expert_budget(self._model, budget_N):
-            if not count or self._steps % EVERY:
-                self._steps += count
+            if not count or not self.due():
                 yield
                 return
-            self._steps += 1
             with record_routing(self._model) as logs:
                 yield
+        self.add(logs)
+
+    def due(self) -> bool:
+        """Whether the step that begins is one to count; to be asked once for each."""
+        self._steps += 1
+        return (self._steps - 1) % EVERY == 0
+
+    def add(self, logs: list[LayerRouting]) -> None:
+        """Count what the gates did in a step, layer by layer."""
         if self._totals:
             for total, log in zip(self._totals, logs, strict=True):
                 total.load_E += log.load_E

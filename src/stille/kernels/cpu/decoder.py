@@ -1,7 +1,8 @@
-"""A dense decoder on the CPU: packed weights, a paged cache and steps over flat rows, computed by compiled kernels.
+"""A decoder on the CPU: packed weights, a paged cache and steps over flat rows, computed by compiled kernels.
 
 This knows tensors and sizes, no model class. Attention with grouped heads, rotary embedding, optional head norms and
-biases; SwiGLU; 4- or 8-bit layers; 8-bit embedding and head; activations quantised to 8 bits in groups of 32.
+biases; SwiGLU, with routed experts beside it where a layer has them (`experts.py`); 4- or 8-bit layers; 8-bit embedding
+and head; activations quantised to 8 bits in groups of 32.
 
 Names: N rows of a step, S sequences, P pages per sequence, C hidden size, I intermediate size, D head width,
 V vocabulary. A page holds 64 tokens.
@@ -17,6 +18,7 @@ from torch import Tensor
 from stille.errors import ConfigError, UnsupportedError
 from stille.kernels.cpu import formats, step
 from stille.kernels.cpu import job as J
+from stille.kernels.cpu.experts import GATES, WEIGHTS, ExpertsShape, ExpertTensors, RowBudgets
 from stille.kernels.cpu.simd import Target
 from stille.kernels.cpu.sparse import KeyBudget
 from stille.kernels.cpu.team import team_for
@@ -31,7 +33,7 @@ _SPLIT_ROWS = 16
 
 @dataclass(frozen=True)
 class DecoderShape:
-    """Sizes of a decoder.
+    """Sizes of a decoder; `intermediate` is that of layers without experts.
 
     Raises:
         UnsupportedError: sizes that the kernels do not cover; the message names them.
@@ -47,6 +49,7 @@ class DecoderShape:
     eps: float
     scale: float
     bits: int = 4
+    experts: ExpertsShape | None = None
 
     def __post_init__(self) -> None:
         problems = []
@@ -62,10 +65,33 @@ class DecoderShape:
                 problems.append(f"{name} {value} (a multiple of {unit})")
         if self.kv_heads < 1 or self.heads % self.kv_heads or self.heads // self.kv_heads > J.TILE_VECTORS:
             problems.append(f"{self.heads} heads over {self.kv_heads} (whole groups of at most {J.TILE_VECTORS})")
+        if self.experts is not None:
+            problems += self.experts.problems()
         if self.layers < 1 or self.vocab < 1:
             problems.append(f"{self.layers} layers, {self.vocab} tokens (at least one)")
         if problems:
             raise UnsupportedError(f"the CPU kernels do not cover {'; '.join(problems)}")
+
+    def inner(self, layer: int) -> int:
+        """Neurons of a layer that every row runs."""
+        return self.intermediate if not self.has_experts(layer) else self.experts.shared  # pyright: ignore
+
+    def has_experts(self, layer: int) -> bool:
+        return self.experts is not None and layer in self.experts.layers
+
+    def packed_sizes(self, layer: int) -> dict[int, int]:
+        """Bytes of each matrix of a layer, by its place in the layer's fields."""
+        inner = self.inner(layer)
+        sizes = {
+            J.QKV_WEIGHT: formats.packed_bytes(self.qkv_features, self.hidden, self.bits),
+            J.OUT_WEIGHT: formats.packed_bytes(self.hidden, self.heads * self.head_dim, self.bits),
+            J.GATE_WEIGHT: formats.packed_bytes(inner, self.hidden, self.bits),
+            J.UP_WEIGHT: formats.packed_bytes(inner, self.hidden, self.bits),
+            J.DOWN_WEIGHT: formats.packed_bytes(self.hidden, inner, self.bits),
+        }
+        if self.experts is not None and self.has_experts(layer):
+            sizes |= self.experts.packed_bytes(self.hidden, self.bits)
+        return sizes
 
     @property
     def qkv_features(self) -> int:
@@ -82,7 +108,10 @@ class DecoderShape:
 
 @dataclass
 class LayerTensors:
-    """One layer's weights, floating point, [out, in]; None where the model has no such part."""
+    """One layer's weights, floating point, [out, in]; None where the model has no such part.
+
+    `gate`, `up` and `down` are the FFN, or in a layer with `experts` the shared expert (None: there is none).
+    """
 
     attention_norm_C: Tensor
     q: Tensor
@@ -90,15 +119,16 @@ class LayerTensors:
     v: Tensor
     out: Tensor
     ffn_norm_C: Tensor
-    gate: Tensor
-    up: Tensor
-    down: Tensor
+    gate: Tensor | None
+    up: Tensor | None
+    down: Tensor | None
     q_bias: Tensor | None = None
     k_bias: Tensor | None = None
     v_bias: Tensor | None = None
     out_bias: Tensor | None = None
     q_norm_D: Tensor | None = None
     k_norm_D: Tensor | None = None
+    experts: ExpertTensors | None = None
 
 
 class CpuDecoder:
@@ -147,15 +177,9 @@ class CpuDecoder:
             )
             for layer, part in enumerate(self._summaries.reshape(shape.layers, -1)):
                 self._table[layer, J.SUMMARIES] = part.ctypes.data
-        s = shape
-        self._sizes = {
-            J.QKV_WEIGHT: formats.packed_bytes(s.qkv_features, s.hidden, s.bits),
-            J.OUT_WEIGHT: formats.packed_bytes(s.hidden, s.heads * s.head_dim, s.bits),
-            J.GATE_WEIGHT: formats.packed_bytes(s.intermediate, s.hidden, s.bits),
-            J.UP_WEIGHT: formats.packed_bytes(s.intermediate, s.hidden, s.bits),
-            J.DOWN_WEIGHT: formats.packed_bytes(s.hidden, s.intermediate, s.bits),
-        }
-        self._weights = _pages(shape.layers * sum(self._sizes.values())).reshape(shape.layers, -1)
+        self._sizes = [shape.packed_sizes(layer) for layer in range(shape.layers)]
+        ends = np.cumsum([sum(sizes.values()) for sizes in self._sizes])
+        self._weights = np.split(_pages(int(ends[-1])), ends[:-1])
         self._logits = torch.empty(0, 0)
         self._partials = np.zeros(0, np.uint8)
         self._workspace()
@@ -167,25 +191,33 @@ class CpuDecoder:
             ConfigError: a tensor of the wrong shape, or one that cannot be quantised.
         """
         s, t = self.shape, tensors
-        kv, inner = s.kv_heads * s.head_dim, s.heads * s.head_dim
+        kv, inner, width = s.kv_heads * s.head_dim, s.heads * s.head_dim, s.inner(layer)
         for name, want in (
             ("q", (inner, s.hidden)), ("k", (kv, s.hidden)), ("v", (kv, s.hidden)), ("out", (s.hidden, inner)),
-            ("gate", (s.intermediate, s.hidden)), ("up", (s.intermediate, s.hidden)),
-            ("down", (s.hidden, s.intermediate)), ("attention_norm_C", (s.hidden,)), ("ffn_norm_C", (s.hidden,)),
+            ("gate", (width, s.hidden)), ("up", (width, s.hidden)), ("down", (s.hidden, width)),
+            ("attention_norm_C", (s.hidden,)), ("ffn_norm_C", (s.hidden,)),
             ("q_bias", (inner,)), ("k_bias", (kv,)), ("v_bias", (kv,)), ("out_bias", (s.hidden,)),
             ("q_norm_D", (s.head_dim,)), ("k_norm_D", (s.head_dim,)),
         ):  # fmt: skip
             value = getattr(t, name)
             if value is not None and tuple(value.shape) != want:
                 raise ConfigError(f"layer {layer}: {name} must be {want}, got {tuple(value.shape)}")
+        if (t.experts is not None) != s.has_experts(layer):
+            raise ConfigError(f"layer {layer}: tensors {'without' if t.experts is None else 'with'} experts")
         row, place = self._table[layer], 0
-        matrices = {
-            J.QKV_WEIGHT: torch.cat([t.q, t.k, t.v]), J.OUT_WEIGHT: t.out,
-            J.GATE_WEIGHT: t.gate, J.UP_WEIGHT: t.up, J.DOWN_WEIGHT: t.down,
-        }  # fmt: skip
-        for entry, matrix in matrices.items():
-            out = self._weights[layer, place : place + self._sizes[entry]]
-            formats.pack(formats.quantize(matrix, s.bits), out)
+        matrices = {J.QKV_WEIGHT: (torch.cat([t.q, t.k, t.v]), None), J.OUT_WEIGHT: (t.out, None)}
+        if width:
+            if t.gate is None or t.up is None or t.down is None:
+                raise ConfigError(f"layer {layer}: gate, up and down of {width} neurons are missing")
+            matrices |= {J.GATE_WEIGHT: (t.gate, None), J.UP_WEIGHT: (t.up, None), J.DOWN_WEIGHT: (t.down, None)}
+        if t.experts is not None and s.experts is not None:
+            matrices |= t.experts.matrices(s.experts)
+            for entry, value in t.experts.vectors(s.experts).items():
+                row[entry] = self._floats(value)
+        row[J.INNER], row[J.NUMBER] = width, layer
+        for entry, (matrix, bits) in matrices.items():
+            out = self._weights[layer][place : place + self._sizes[layer][entry]]
+            formats.pack(formats.quantize(matrix, bits or s.bits), out)
             row[entry], place = out.ctypes.data, place + out.size
         biases = [t.q_bias, t.k_bias, t.v_bias]
         if any(b is not None for b in biases):
@@ -222,7 +254,14 @@ class CpuDecoder:
         self.max_positions = cos_TD.shape[0]
 
     def forward(
-        self, starts: np.ndarray, lengths: np.ndarray, ids: np.ndarray, page_table: np.ndarray, sample: np.ndarray
+        self,
+        starts: np.ndarray,
+        lengths: np.ndarray,
+        ids: np.ndarray,
+        page_table: np.ndarray,
+        sample: np.ndarray,
+        budgets: RowBudgets | None = None,
+        masks: list[np.ndarray] | None = None,
     ) -> Tensor:
         """Compute `lengths[i]` tokens of each sequence from position `starts[i]`; see engine.executor.StepInput.
 
@@ -231,6 +270,8 @@ class CpuDecoder:
             ids: int64[N], sequence after sequence.
             page_table: int32[S, P].
             sample: bool[S], sequences whose logits are wanted.
+            budgets: needed by a decoder with experts.
+            masks: takes what rows ran, int64[layers, rows] with a bit for each expert, in pieces, in order.
 
         Returns:
             logits_SV float32: the last row of each sequence, undefined where not wanted. A buffer of this object: the
@@ -251,6 +292,8 @@ class CpuDecoder:
         self._check(ids, count, int(starts.min()), int((starts + lengths64).max()), table)
         row_pages = table[sequence_N, positions // J.PAGE]
         ids32 = ids.astype(np.int32)
+        if self.shape.experts is not None:
+            self._take_budgets(budgets, count)
         logits = self._logits_buffer(len(starts))
         for begin in range(0, count, MAX_ROWS):
             end = min(count, begin + MAX_ROWS)
@@ -263,7 +306,11 @@ class CpuDecoder:
             wanted = finished if finished and sample[finished].any() else []
             selected = np.array([ends[i] - 1 - begin for i in wanted], np.int32)
             out = logits.data_ptr() + (wanted[0] * logits.stride(0) * 4 if wanted else 0)
+            if budgets is not None:
+                self._job[J.ROW_BUDGETS] = budgets.budget_N[begin:].ctypes.data
             self._run(ids32[begin:end], positions[begin:end], row_pages[begin:end], table, parts, selected, out)
+            if masks is not None:
+                masks.append(self._masks[:, : end - begin].copy())
         return logits[:, : self.shape.vocab]
 
     def _check(self, ids: np.ndarray, count: int, begin: int, end: int, table: np.ndarray) -> None:
@@ -277,6 +324,24 @@ class CpuDecoder:
                 f"{end} positions need page numbers 0..{self.num_pages - 1} in {-(-end // J.PAGE)} columns, "
                 f"got a table of {table.shape[1]} columns with pages {table.min()}..{table.max()}"
             )
+
+    def _take_budgets(self, budgets: RowBudgets | None, rows: int) -> None:
+        experts = self.shape.experts
+        assert experts is not None
+        if budgets is None:
+            raise ConfigError("a decoder with experts needs budgets")
+        b, shape = budgets, (len(budgets.bounds_B2), self.shape.layers, experts.padded)
+        for name, array, want, kind in (
+            ("thresholds_BLE", b.thresholds_BLE, shape, np.float32),
+            ("bounds_B2", b.bounds_B2, (shape[0], 2), np.int32),
+            ("budget_N", b.budget_N, (rows,), np.int32),
+        ):  # fmt: skip
+            if array.shape != want or array.dtype != kind or not array.flags.c_contiguous:
+                raise ConfigError(f"{name} must be {kind.__name__} {want}, got {array.dtype} {array.shape}")
+        low, high = b.bounds_B2.min(0), b.bounds_B2.max(0)
+        if b.budget_N.min() < 0 or b.budget_N.max() >= shape[0] or low.min() < 0 or high[1] > experts.experts:
+            raise ConfigError(f"budgets {b.budget_N.min()}..{b.budget_N.max()} with bounds {low}..{high} lead outside")
+        self._job[J.THRESHOLDS], self._job[J.BOUNDS] = b.thresholds_BLE.ctypes.data, b.bounds_B2.ctypes.data
 
     def _run(self, ids, positions, row_pages, table, parts, selected, logits: int) -> None:
         """One pass over at most MAX_ROWS rows; parts are (sequence, first row, rows, first position)."""
@@ -309,12 +374,15 @@ class CpuDecoder:
         inner, self._x_bytes = s.heads * s.head_dim, x_bytes(s.hidden)
         for entry, row_bytes in (
             (J.STREAM, 4 * s.hidden), (J.X, self._x_bytes), (J.QKV, 4 * s.qkv_features), (J.ATTENDED, 4 * inner),
-            (J.X_ATTENDED, x_bytes(inner)), (J.X_ACTIVATED, x_bytes(s.intermediate)),
+            (J.X_ATTENDED, x_bytes(inner)), (J.X_ACTIVATED, x_bytes(max(s.inner(i) for i in range(s.layers)))),
         ):  # fmt: skip
             self._keep.append(self._buffer(entry, MAX_ROWS, row_bytes))
         self._selected = self._buffer(J.X_SELECTED, 32, self._x_bytes)
         record = J.RECORD_HEADER + s.head_dim
         self._scratch_least = max(4 * J.TILE_VECTORS * (s.head_dim + J.PAGE + 2 * record + 3), 256 * J.ROW_TILE)
+        if s.experts is not None:
+            self._scratch_least = max(self._scratch_least, 4 * s.experts.padded)
+            self._experts_workspace(s.experts)
         self._make_room(0)
         self._keep.append(self._buffer(J.COUNTERS, step.stage_count(s.layers), step.COUNTER_BYTES))
         self._keep.append(self._buffer(J.ZEROS, 1, 64))
@@ -322,7 +390,7 @@ class CpuDecoder:
         matmul, attend = kernels(self.target.isa, self.target.kv)
         self._keep += [matmul, attend]
         for entry, value in (
-            (J.HIDDEN, s.hidden), (J.INTERMEDIATE, s.intermediate), (J.HEADS, s.heads), (J.KV_HEADS, s.kv_heads),
+            (J.HIDDEN, s.hidden), (J.HEADS, s.heads), (J.KV_HEADS, s.kv_heads),
             (J.HEAD_DIM, s.head_dim), (J.LAYERS, s.layers), (J.LAYER_TABLE, self._table.ctypes.data),
             (J.BITS, s.bits), (J.CONSTANTS, self._floats(torch.tensor([s.eps, s.scale]))),
             (J.HEAD_BLOCKS, -(-s.vocab // formats.BLOCK)),
@@ -333,6 +401,25 @@ class CpuDecoder:
             job[J.LEAVES], job[J.KEEP_LEAVES] = self.budget.leaves, self.budget.keep
             job[J.SINK_LEAVES], job[J.LOCAL_LEAVES] = self.budget.sinks, self.budget.local
 
+    def _experts_workspace(self, e: ExpertsShape) -> None:
+        job, x_router = self._job, e.router // formats.GROUP * formats.X_GROUP_BYTES
+        tiles = MAX_ROWS // J.ROW_TILE
+        for entry, rows, row_bytes in (
+            (J.ROUTER_HIDDEN, MAX_ROWS, 4 * e.router), (J.X_ROUTER, MAX_ROWS, x_router),
+            (J.SCORES, MAX_ROWS, 4 * e.padded), (J.ROUTE_WEIGHTS, MAX_ROWS, 4 * e.padded),
+            (J.TILE_MASKS, tiles, 8), (J.ROUTERS_DONE, tiles, 8),
+            (J.ROUTE_ROWS, e.experts, 4 * MAX_ROWS), (J.ROUTE_COUNTS, e.experts, 8 * tiles),
+            (J.X_ROUTED, e.experts, MAX_ROWS * e.groups * formats.X_GROUP_BYTES),
+        ):  # fmt: skip
+            self._keep.append(self._buffer(entry, rows, row_bytes))
+        self._masks = self._buffer(J.MASKS, self.shape.layers, 8 * MAX_ROWS).view(np.int64)
+        for entry, value in (
+            (J.EXPERTS, e.experts), (J.EXPERT_SIZE, e.size), (J.ROUTER_SIZE, e.router), (J.MASK_ROWS, MAX_ROWS),
+            (J.GATE_KIND, GATES.index(e.gate)), (J.WEIGHT_KIND, WEIGHTS.index(e.weights)),
+            (J.SCALING, self._floats(torch.tensor([e.scaling]))),
+        ):  # fmt: skip
+            job[entry] = value
+
     def _make_room(self, pages: int) -> None:
         """Scratch memory for sequences of so many pages, and room for what sparse attention chooses among them."""
         size = self._scratch_least
@@ -342,6 +429,8 @@ class CpuDecoder:
             if words > self._job[J.SELECTION_WORDS]:
                 self._selection = self._buffer(J.SELECTION, MAX_ROWS * self.shape.kv_heads, 8 * words)
                 self._job[J.SELECTION_WORDS] = words
+        if self.shape.experts is not None:
+            size += J.ROW_TILE * self._x_bytes
         if size > self._job[J.SCRATCH_BYTES]:
             size = -(-size // 4096) * 4096
             self._scratch = self._buffer(J.SCRATCH, self.threads, size)

@@ -8,7 +8,6 @@ them once and a few per step. All floats are float32 unless said otherwise; row 
 (
     # model
     HIDDEN,          # C
-    INTERMEDIATE,    # I
     HEADS,           # Hq
     KV_HEADS,        # Hkv
     HEAD_DIM,        # D
@@ -58,8 +57,28 @@ them once and a few per step. All floats are float32 unless said otherwise; row 
     FULL_LEAF_COUNT,
     SELECTION,       # bits int64[T, Hkv, SELECTION_WORDS], by the leaf's number in the sequence
     SELECTION_WORDS,
+    # experts, see experts.py; E is padded to whole vectors where floats are stored by expert
+    EXPERTS,         # E
+    EXPERT_SIZE,     # neurons of one, a multiple of 16
+    ROUTER_SIZE,     # R, 0 without an inner layer
+    GATE_KIND, WEIGHT_KIND,  # places in experts.GATES and experts.WEIGHTS
+    SCALING,         # [1]
+    THRESHOLDS,      # [budgets, LAYERS, E]
+    BOUNDS,          # int32[budgets, 2], least and most experts of a row
+    ROW_BUDGETS,     # int32[T], which budget
+    ROUTER_HIDDEN,   # [T, R]
+    X_ROUTER,        # quantised [T, R]
+    SCORES,          # [T, E]
+    ROUTE_WEIGHTS,   # [T, E]
+    MASKS,           # bits int64[LAYERS, MASK_ROWS], experts of a row
+    MASK_ROWS,       # the most rows of a step
+    TILE_MASKS,      # bits int64[tiles of ROW_TILE rows], experts of any of its rows
+    ROUTERS_DONE,    # counters int64[tiles]
+    ROUTE_ROWS,      # int32[E, MASK_ROWS], rows of an expert, tile after tile from the tile's first row on
+    ROUTE_COUNTS,    # int64[E, tiles]
+    X_ROUTED,        # quantised [E, MASK_ROWS, expert size in whole groups], places as in ROUTE_ROWS
     JOB_FIELDS,
-) = range(52)
+) = range(71)
 
 (
     ATTENTION_NORM,  # [C]
@@ -69,12 +88,21 @@ them once and a few per step. All floats are float32 unless said otherwise; row 
     OUT_WEIGHT,      # packed
     OUT_BIAS,        # [C] or 0
     FFN_NORM,        # [C]
+    INNER,           # I, neurons that every row runs
     GATE_WEIGHT, UP_WEIGHT, DOWN_WEIGHT,  # packed
     KEYS,            # cache elements [pages, Hkv, D, 64]
     VALUES,          # cache elements [pages, Hkv, 64, D]
     SUMMARIES,       # cache elements [pages, Hkv, LEAVES, 2, D], or 0
+    NUMBER,          # of the layer
+    ROUTER_DOWN,     # packed 8-bit [R, C], or 0
+    ROUTER_UP,       # packed 8-bit [E, R], or [E, C]; 0: no experts
+    ROUTER_BIAS,     # [E]
+    LOAD_BIAS,       # [E]
+    EXPERT_SCALES,   # [E]
+    EXPERT_GATE_UP,  # packed, for each expert blocks of gate and up in turn
+    EXPERT_DOWN,     # packed, expert after expert
     LAYER_FIELDS,
-) = range(15)
+) = range(24)
 
 (
     TILE_SEQUENCE,   # row of PAGE_TABLE

@@ -178,7 +178,7 @@ def residual_item(job, weight, x, inputs, item):
 @inner
 def gate_up_item(job, layer, item, scratch):
     """32 intermediate features for a tile of rows: both projections, silu(gate) * up, quantised."""
-    inputs, width, bits = field(job, J.HIDDEN), field(job, J.INTERMEDIATE), field(job, J.BITS)
+    inputs, width, bits = field(job, J.HIDDEN), field(layer, J.INNER), field(job, J.BITS)
     groups, parts = inputs // GROUP, width // GROUP
     part, first = item % parts, item // parts * J.ROW_TILE
     rows = min(J.ROW_TILE, field(job, J.ROWS) - first)

@@ -386,9 +386,27 @@ def store_f32(builder, address, value):
     emit_store(builder, value, address)
 
 
+@_operation(types.int64, types.int64)
+def load_i64(builder, address):
+    return emit_load(builder, address, _I64, 8)
+
+
 @_operation(types.void, types.int64, types.int64)
 def store_i64(builder, address, value):
     emit_store(builder, value, address, 8)
+
+
+@_operation(types.void, types.int64, types.int64)
+def store_i32(builder, address, value):
+    emit_store(builder, builder.trunc(value, _I32), address)
+
+
+@_operation(types.void, types.int64, types.int64, types.int64)
+def copy_span(builder, to, source, size):
+    """Copy bytes that do not overlap."""
+    kind = ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), _I8.as_pointer(), _I64, ir.IntType(1)])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.memcpy.p0.p0.i64")
+    builder.call(function, [pointer(builder, to, _I8), pointer(builder, source, _I8), size, ir.IntType(1)(0)])
 
 
 @_operation(F32x16, types.int64)

@@ -9,6 +9,7 @@ yielding; between steps helpers sleep in a condition variable.
 from numba import types
 
 from stille.kernels.cpu import job as J
+from stille.kernels.cpu.experts import down_item, expert_item, expert_items, router_blocks, router_item
 from stille.kernels.cpu.formats import GROUP, X_GROUP_BYTES
 from stille.kernels.cpu.layers import (
     embed_row,
@@ -39,8 +40,12 @@ from stille.kernels.cpu.sparse import select_item, summarise_item
 # Control block of a team, int64 entries.
 EPOCH, OPEN, ACTIVE, JOB, STOP, MUTEX, CONDITION, CONTROL_FIELDS = range(8)
 
-STAGES_PER_LAYER = 10
-(_NORM, _QKV, _SUMMARISE, _SELECT, _ATTEND, _COMBINE, _OUT, _FFN_NORM, _GATE_UP, _DOWN) = range(STAGES_PER_LAYER)
+STAGES_PER_LAYER = 11
+# fmt: off
+(_NORM, _QKV, _SUMMARISE, _SELECT, _ATTEND, _COMBINE, _OUT, _FFN_NORM, _GATE_UP, _EXPERTS, _DOWN) = range(
+    STAGES_PER_LAYER
+)
+# fmt: on
 COUNTER_BYTES = 128  # two cache lines: neighbours are fetched in pairs
 _HEAD_BLOCKS_PER_ITEM = 16
 _SPINS = 2000
@@ -63,9 +68,9 @@ def _rows_per_item(rows):
 
 
 @inner
-def _items(job, kind):
+def _items(job, layer, kind):
     """Items of a stage of a layer."""
-    rows = field(job, J.ROWS)
+    rows, routed = field(job, J.ROWS), field(layer, J.ROUTER_UP) != 0
     tiles = (rows + J.ROW_TILE - 1) // J.ROW_TILE
     if kind == _QKV:
         return tiles * (field(job, J.HEADS) + 2 * field(job, J.KV_HEADS))
@@ -78,7 +83,10 @@ def _items(job, kind):
     if kind in (_OUT, _DOWN):
         return tiles * (field(job, J.HIDDEN) // 16)
     if kind == _GATE_UP:
-        return tiles * (field(job, J.INTERMEDIATE) // GROUP)
+        gate = router_blocks(job) if routed else 0
+        return tiles * (gate + field(layer, J.INNER) // GROUP)
+    if kind == _EXPERTS:
+        return expert_items(job) if routed else 0
     per_item = _rows_per_item(rows)
     return (rows + per_item - 1) // per_item
 
@@ -118,10 +126,17 @@ def _layer_item(target, job, layer, kind, item, scratch):
         width = field(job, J.HEADS) * field(job, J.HEAD_DIM)
         residual_item(job, field(layer, J.OUT_WEIGHT), field(job, J.X_ATTENDED), width, item)
     elif kind == _GATE_UP:
-        gate_up_item(job, layer, item, scratch)
+        gates = 0  # items of the gate come first: the choice is made while others still work on the shared expert
+        if field(layer, J.ROUTER_UP) != 0:
+            gates = router_blocks(job) * ((field(job, J.ROWS) + J.ROW_TILE - 1) // J.ROW_TILE)
+        if item < gates:
+            router_item(job, layer, item, scratch)
+        else:
+            gate_up_item(job, layer, item - gates, scratch)
+    elif kind == _EXPERTS:
+        expert_item(job, layer, item, scratch)
     elif kind == _DOWN:
-        width = field(job, J.INTERMEDIATE)
-        residual_item(job, field(layer, J.DOWN_WEIGHT), field(job, J.X_ACTIVATED), width, item)
+        down_item(job, layer, item, scratch)
     else:
         rows = field(job, J.ROWS)
         per_item = _rows_per_item(rows)
@@ -166,7 +181,7 @@ def _work(target, job, thread):
             blocks = field(job, J.HEAD_BLOCKS)
             items = (blocks + _HEAD_BLOCKS_PER_ITEM - 1) // _HEAD_BLOCKS_PER_ITEM if selected else 0
         else:
-            items = _items(job, kind)
+            items = _items(job, layer, kind)
         counter = field(job, J.COUNTERS) + COUNTER_BYTES * stage
         item = atomic_add(counter, 1)
         while item < items:
