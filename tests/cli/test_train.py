@@ -131,3 +131,75 @@ def test_mistakes_are_told(stille_here, text, tmp_path, arguments, mentions):
     assert mentions in run.stderr
     assert "Traceback" not in run.stderr
     assert not (tmp_path / "run" / "model").exists()
+
+
+@pytest.fixture
+def plan(tmp_path, tiny_checkpoint) -> list:
+    """Options of `stille train default` for a run of seconds."""
+    words = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "old", "grey", "stones"]
+    lines = [" ".join(words[(at * step) % len(words)] for at in range(12)) for step in range(1, 60)]
+    (tmp_path / "local.txt").write_text("\n".join(lines))
+    values = dict(
+        text=[str(tmp_path / "local.txt")], tokens=500, held_out_tokens=100, sequences=4, shard=4, answer_tokens=24,
+        question_tokens=8, prefix_tokens=[4, 8], calibration_tokens=256, router_steps=3, num_experts=4, router_size=4,
+        budgets=[1, 4], minutes=None, steps=30, rank=2, batch=2, length=32, judge_tokens=64,
+    )  # fmt: skip
+    (tmp_path / "plan.json").write_text(json.dumps(values))
+    options = ["--config", tmp_path / "plan.json", "--model", tiny_checkpoint, "--target-k", "2", *CPU]
+    return ["train", "default", *options, "--out", tmp_path / "made"]
+
+
+def test_the_default_model_is_made_though_it_is_killed(stille_here, spawn, plan, tmp_path):
+    made, deadline = tmp_path / "made", time.monotonic() + 100
+    run = stille_here(*plan, "--list")
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split()[1:4] == ["samples", "to", "do"]
+    process = spawn(*map(str, plan), "--threads", "1")
+    while not list(made.glob("work/03-distill-*/metrics.jsonl")) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    done = {path.name for path in (made / "stages").iterdir()}
+    assert {name[3:10] for name in done} >= {"samples", "convert"}
+    assert not (made / "stille-135m").exists()
+    run = stille_here(*plan)
+    assert run.returncode == 0, run.stderr
+    assert done <= {path.name for path in (made / "stages").iterdir()}
+    assert run.stdout == (made / "stille-135m" / "README.md").read_text()
+    assert load_model(made / "stille-135m", progress=False).config.experts["target_k"] == 2
+    run = stille_here(*plan, "--list")
+    assert [line.split()[2] for line in run.stdout.splitlines()] == ["done"] * 5
+
+    # A delta is taught further, and is a delta again.
+    samples = next(made.glob("stages/01-samples-*")) / "samples.jsonl"
+    teach = ["train", "distill", made / "stille-135m", samples, "--teacher", plan[5], *CPU, "--rank", "2", *SHORT]
+    run = stille_here(*teach, "--steps", "2", "--out", tmp_path / "more")
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "more" / "model" / "delta.json").exists()
+    assert not (tmp_path / "more" / "model" / "model.safetensors").exists()
+    first = json.loads((tmp_path / "more" / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["lr"] == pytest.approx(1e-3 / 50)  # the peak of low rank, in its first step of warm-up
+    assert load_model(tmp_path / "more" / "model", progress=False).config.experts["target_k"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "mentions"),
+    [
+        (["--until", "nothing"], "no stage 'nothing'"),
+        (["--only", "judge"], "needs samples, distill first"),
+        (["--judge", "law"], "NAME=FILE"),
+        (["--judge", "law=/no/such/law.txt", "--list"], "law.txt"),
+        (["--model", "/no/such/model"], "/no/such/model"),
+        (["--samples", "/no/such.jsonl"], "/no/such.jsonl"),
+        (["--target-k", "40", "--list"], "40"),
+        (["--device", "tpu"], "tpu"),
+        (["--config", "/no/such.json"], "/no/such.json"),
+    ],
+)
+def test_mistakes_about_the_default_model_are_told(stille_here, plan, tmp_path, arguments, mentions):
+    run = stille_here(*plan, *arguments)
+    assert run.returncode == 2
+    assert mentions in run.stderr
+    assert "Traceback" not in run.stderr
+    assert not (tmp_path / "made" / "stages").exists()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stille.cli import train_default
 from stille.cli.options import DEFAULT_MODEL, examples
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 EXAMPLES = examples(
     ("stille train pretrain TEXT --out run", "a small model with experts, from scratch, on bytes"),
     ("stille train distill MODEL TEXT --out run", "a converted model, taught by its dense original"),
+    ("stille train default --out made --device cuda", "the default model, from its dense base to the finished delta"),
 )
 EXAMPLES_PRETRAIN = examples(
     ("stille train pretrain docs src --out run --steps 500", "files and folders of text; byte tokens"),
@@ -30,6 +32,7 @@ EXAMPLES_PRETRAIN = examples(
 )
 EXAMPLES_DISTILL = examples(
     ("stille train distill MODEL corpus.jsonl --out run --minutes 20", "MODEL: a folder made by conversion"),
+    ("stille train distill DELTA corpus.jsonl --out run --rank 32", "OUT/model is a delta again, megabytes more"),
     ("stille train distill MODEL corpus.jsonl --out run --kl 1 --layers 0 --next-token 0.1", "other losses"),
     note="The same command again goes on where the run was stopped. The model comes to lie in OUT/model.",
 )
@@ -38,7 +41,7 @@ MODEL, RUN, LOSS, WATCH = "Model", "Run", "Loss", "Saving and watching"
 
 app = typer.Typer(
     name="train",
-    help="Train a model from scratch, or teach a converted one.",
+    help="Train a model from scratch, teach a converted one, or make the default model.",
     epilog=EXAMPLES,
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -71,6 +74,10 @@ Dtype = Annotated[str, _option(RUN, help="fp32, bf16 (float32 master weights), a
 Device = Annotated[str, _option(RUN, help="auto, cpu or cuda.")]
 Parallel = Annotated[str, _option(RUN, help="Under torchrun: replicate the model, or fsdp: share it (FSDP2).")]
 Seed = Annotated[int, _option(RUN, help="Of fresh weights and of the order of the data.")]
+Rank = Annotated[
+    int,
+    _option(RUN, min=0, help="Change matrices by pairs of this rank; of a delta a delta results. 0: all weights."),
+]
 Anneal = Annotated[float, _option(RUN, help="Share of the run over which all experts become the target.")]
 HeldOut = Annotated[float, _option(RUN, help="Share of the documents kept for evaluation.")]
 NextToken = Annotated[float, _option(LOSS, help="Weight of the next token's cross-entropy.")]
@@ -171,7 +178,10 @@ def distill_command(
     batch: BatchSize = 32,
     micro_batch: MicroBatch = None,
     length: Length = 1024,
-    lr: Rate = 2e-4,
+    rank: Rank = 0,
+    lr: Annotated[
+        float | None, _option(RUN, help="Peak learning rate. (default: 0.0002, with --rank 0.001)", show_default=False)
+    ] = None,
     warmup: Warmup = 50,
     schedule: Schedule = "cosine",
     decay: Decay = 0.3,
@@ -202,7 +212,7 @@ def distill_command(
     with open_world(device) as world:
         plan = _Plan(world, _settings(ctx, config, world, terms), text, out, held_out, cache, tensorboard)
         plan.use_tokenizer(model)
-        plan.run(lambda: plan.load(model, "fp32"), teacher)
+        plan.run(lambda: plan.load(model, "fp32"), teacher, start=model)
 
 
 def _settings(ctx: typer.Context, file: Path | None, world: World, loss: dict[str, float]) -> TrainConfig:
@@ -225,6 +235,8 @@ def _settings(ctx: typer.Context, file: Path | None, world: World, loss: dict[st
     if isinstance(file_terms, dict):
         option = {"kl": "kl", "layers": "layers", "next_token": "next_token", "budget": "budget_loss"}
         terms |= {name: value for name, value in file_terms.items() if not (name in option and given(option[name]))}
+    if values["lr"] is None:
+        values["lr"] = 1e-3 if values.get("rank") else 2e-4
     if values["steps"] is None and values["minutes"] is None:
         values["steps"] = 1000
     if values["micro_batch"] is None:
@@ -277,11 +289,17 @@ class _Plan:
 
         return load_model(name, dtype=DTYPES[dtype], device=self.world.device, progress=self.world.main).model
 
-    def run(self, make_model: Callable[[], StilleForCausalLM], teacher: str | None) -> None:
+    def is_delta(self, name: str) -> bool:
+        from stille.model.convert.delta import is_delta
+        from stille.model.load import fetch
+
+        return is_delta(fetch(name, False))
+
+    def run(self, make_model: Callable[[], StilleForCausalLM], teacher: str | None, start: str | None = None) -> None:
         from transformers.utils.logging import disable_progress_bar
 
         from stille.train import prepare, train
-        from stille.train.export import export
+        from stille.train.export import export, export_delta
 
         disable_progress_bar()
 
@@ -303,9 +321,16 @@ class _Plan:
         if not result.finished:
             typer.echo(f"stopped after {about}; the same command goes on from there", err=True)
             raise typer.Exit(INTERRUPTED)
-        export(result.model, self.tokenizer, self.out / "model")
+        if result.pairs is not None and start is not None and self.is_delta(start):
+            about_run = {"steps": result.step, "tokens": result.tokens, "rank": config.rank, "dtype": config.dtype}
+            export_delta(result, start, self.out / "model", about_run)
+        else:
+            export(result.model, self.tokenizer, self.out / "model")
         found = "".join(f", {name.replace('_', ' ')} {value:.4f}" for name, value in result.evaluation.items())
         typer.echo(f"{self.out / 'model'}: {about}{found}")
+
+
+app.command("default", epilog=train_default.EXAMPLES)(train_default.command)
 
 
 @contextlib.contextmanager

@@ -99,6 +99,30 @@ def prepare(
     return open_store(folder / "train"), open_store(folder / "held-out")
 
 
+def store_of(files: list[Path], tokenizer: PreTrainedTokenizerBase, folder: Path) -> TokenStore:
+    """All documents of files as one store, kept in a folder; if that is there, it is opened.
+
+    Raises:
+        ConfigError: no document, or the folder is damaged.
+    """
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
+        try:
+            writer = _Writer(scratch / "store", np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
+            documents = read_documents(files)
+            while texts := list(islice(documents, 64)):
+                for ids in encode(tokenizer, texts):
+                    writer.add(ids)
+            if not writer.starts:
+                raise ConfigError(f"there is no document in {', '.join(map(str, files))}.")
+            writer.close()
+            os.replace(scratch / "store", folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return open_store(folder)
+
+
 def open_store(folder: Path) -> TokenStore:
     """A store that `prepare` wrote.
 

@@ -1,6 +1,5 @@
 """Documents from files, and the byte tokenizer: what training reads before there are tokens."""
 
-import json
 import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from stille.errors import ConfigError
+from stille.model.convert.text import line_texts
 
 logger = logging.getLogger(__name__)
 
@@ -53,19 +53,7 @@ def read_documents(files: Iterable[Path]) -> Iterator[str]:
             if text.strip():
                 yield text
             continue
-        for number, line in enumerate(text.splitlines(), 1):
-            if line.strip():
-                yield _line_text(line, f"{file}, line {number}")
-
-
-def _line_text(line: str, where: str) -> str:
-    try:
-        text = json.loads(line)["text"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f'{where}: expected a JSON object with a "text" ({error!r}).') from error
-    if not isinstance(text, str):
-        raise ConfigError(f'{where}: "text" is {type(text).__name__}, expected a string.')
-    return text
+        yield from line_texts(text, file)
 
 
 def byte_tokenizer() -> PreTrainedTokenizerBase:

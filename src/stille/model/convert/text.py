@@ -1,9 +1,10 @@
 """Text that a conversion looks at: files, or what Python's own standard library says, and tokens of it."""
 
 import ast
+import json
 import random
 import sysconfig
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +20,41 @@ PIECE = 4  # characters of a document taken at a time, per token of a sequence
 def read_documents(files: Sequence[Path] = ()) -> list[str]:
     """Texts of files, in the order given; of none, those of the standard library.
 
+    A .jsonl file has a document in each line, its field "text".
+
     Raises:
-        ConfigError: a file that cannot be read, or holds nothing.
+        ConfigError: a file that cannot be read, or holds nothing, or a line without a text.
     """
     if not files:
         return library_documents()
     documents = []
     for file in files:
         try:
-            documents.append(file.read_text(encoding="utf-8", errors="replace"))
+            content = file.read_text(encoding="utf-8", errors="replace")
         except OSError as error:
             raise ConfigError(f"the text {file} cannot be read: {error}.") from error
+        documents += list(line_texts(content, file)) if file.suffix == ".jsonl" else [content]
     if not any(text.strip() for text in documents):
         raise ConfigError(f"{', '.join(map(str, files))}: no text in it; name files with text.")
     return documents
+
+
+def line_texts(content: str, file: Path) -> Iterator[str]:
+    """The field "text" of each line of a .jsonl file.
+
+    Raises:
+        ConfigError: a line has none.
+    """
+    for number, line in enumerate(content.split("\n"), 1):  # not splitlines: JSON may hold other line ends as they are
+        if not line.strip():
+            continue
+        try:
+            text = json.loads(line)["text"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f'{file}, line {number}: expected a JSON object with a "text" ({error!r}).') from error
+        if not isinstance(text, str):
+            raise ConfigError(f'{file}, line {number}: "text" is {type(text).__name__}, expected a string.')
+        yield text
 
 
 def library_documents() -> list[str]:
