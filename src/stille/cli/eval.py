@@ -16,18 +16,27 @@ from stille.cli import options
 from stille.cli.options import DEFAULT_MODEL, examples
 
 if TYPE_CHECKING:
-    from stille.evals.protocol import Generate
+    from stille.evals.protocol import Answer, Generate
+    from stille.evals.quality.answers import Asked
     from stille.evals.settings import Setting
 
 EXAMPLES = examples(
     ("stille eval ruler --length 4096,8192", "full attention against HSA on all tasks"),
-    ("stille eval ruler --tasks niah,vt --samples 5", "some of the tasks, fewer samples"),
+    ("stille eval quality my-delta --against stille-135m", "standard tasks, against the dense model"),
 )
 EXAMPLES_RULER = examples(
     ("stille eval ruler", "the default model, full attention against HSA, 4,096 tokens"),
     ("stille eval ruler --length 8192,16384 --budget 1024,2048", "several lengths and budgets"),
     ("stille eval ruler --attention full --tasks vt,cwe --json out.json", "no comparison, only scores"),
     ("stille eval ruler --attention full,hsa:2048:dense_below=0", "any field of HSAConfig"),
+)
+EXAMPLES_QUALITY = examples(
+    ("stille eval quality my-delta --against stille-135m --budget 3,4.8,8,16", "what is retained at each budget"),
+    (
+        "stille eval quality stille-135m --data FOLDER --tasks lambada,hellaswag --limit 500",
+        "a part of some",
+    ),
+    ("stille eval quality my-delta --against stille-135m --tasks none --text a.txt", "perplexity and KL on a text"),
 )
 INTERRUPTED = 130
 
@@ -41,11 +50,6 @@ app = typer.Typer(
 )
 
 _List = list[str]
-
-
-@app.callback()
-def _group() -> None:
-    pass  # keeps `ruler` a subcommand while it is the only one
 
 
 @app.command("ruler", epilog=EXAMPLES_RULER)
@@ -188,6 +192,105 @@ class _Plan:
             disable_progress_bar()
         model = load_for_transformers(self.path, setting, self.dtype, device)
         return transformers_generate(model, self.tokenizer)
+
+
+@app.command("quality", epilog=EXAMPLES_QUALITY)
+def quality_command(
+    models: Annotated[_List, typer.Argument(metavar="MODEL...", help="Known names, folders, deltas or .gguf files.")],
+    against: Annotated[
+        str | None, typer.Option(help="The base: a model that answers the same and is compared with.")
+    ] = None,
+    tasks: Annotated[
+        _List | None, typer.Option(help="Names with commas; all: those whose data are there; none. (default: all)")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with the tasks' data. (default: evals/data in Stille's folder)")
+    ] = None,
+    text: Annotated[
+        list[Path] | None, typer.Option(help="A file of text, for perplexity and KL; may be repeated.")
+    ] = None,
+    budget: Annotated[
+        _List | None, typer.Option(help="Mean numbers of experts, with commas. (default: each model's own)")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions of a task, drawn at random.")] = None,
+    tokens: Annotated[int, typer.Option(min=2, help="Most tokens of a text.")] = 65_536,
+    length: Annotated[int, typer.Option(min=2, help="Tokens of a piece of it.")] = 1_024,
+    seed: Annotated[int, typer.Option(help="Of what --limit draws.")] = 42,
+    answers: Annotated[
+        Path | None,
+        typer.Option(help="File that keeps the answers; a run goes on from it. (default: in the cache folder)"),
+    ] = None,
+    as_json: Annotated[Path | None, typer.Option("--json", help="Write the results there.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables there.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, fp32 or bf16. auto: bf16 on a GPU, fp32 on a CPU.")] = "auto",
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+) -> None:
+    """Standard tasks answered by likelihood, and perplexity of texts: scores, and what is retained of a base.
+
+    Data are files of yours (docs/evals.md). Answers are kept as they come: the same command again goes on.
+    """
+    from stille.evals import quality
+    from stille.evals.quality.sides import Side, run_sides, sides_of
+    from stille.model.store import stille_home
+
+    folder = data or stille_home() / "evals" / "data"
+    names = _split(tasks or ["all"])
+    chosen = [] if names == ["none"] else quality.select_tasks(names, folder)
+    if not chosen and not text:
+        raise typer.BadParameter("there is nothing to answer: name --tasks or a --text")
+    items: list[Asked] = [item for task in chosen for item in quality.load_items(task, folder, limit, seed)]
+
+    from stille.cli.download import fetch
+
+    wanted = models if against is None else [against, *models]
+    paths = {name: fetch(name, quiet=not sys.stderr.isatty()) for name in wanted}
+    sides = sides_of(paths, models, against, _budgets(budget or []), dtype, device, threads)
+    asked = [*items, *sides.windows(text or [], tokens, length)]
+    file = answers or stille_home() / "evals" / "quality.jsonl"
+    with _bar() as bar:
+
+        def advance(side: Side) -> Callable[[int], None]:
+            return bar(side.name, len(asked))
+
+        try:
+            given = run_sides(sides, asked, file, advance)
+        except KeyboardInterrupt:
+            typer.echo(f"stopped; the answers so far are in {file}, and the same command goes on from there", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+    about: dict[str, Any] = {"models": ", ".join(models), "against": against, "dtype": sides.dtype_name}
+    about |= {"device": sides.device, "questions of a task": limit or "all", "seed": seed}
+    _report_quality(about, asked, given, sides.base_name, as_json, markdown)
+
+
+def _report_quality(
+    about: dict[str, Any],
+    asked: list[Asked],
+    given: dict[str, list[Answer]],
+    base: str | None,
+    as_json: Path | None,
+    md: Path | None,
+) -> None:
+    from stille.evals.quality import compare, report
+
+    kept = {} if base is None else {n: compare(asked, given[base], said) for n, said in given.items() if n != base}
+    text = report.to_markdown(about, asked, given, kept)
+    if as_json is not None:
+        result = report.to_json(about, asked, given, kept)
+        as_json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if md is not None:
+        md.write_text(text, encoding="utf-8")
+    typer.echo(text, nl=False)
+
+
+def _budgets(texts: list[str]) -> list[float]:
+    values = []
+    for text in _split(texts):
+        try:
+            values.append(float(text))
+        except ValueError:
+            raise typer.BadParameter(f"{text!r} is no number of experts", param_hint="--budget") from None
+    return list(dict.fromkeys(values))
 
 
 def _report(

@@ -25,6 +25,14 @@ class Generate(Protocol):
     def __call__(self, prompts: Sequence[list[int]], max_new_tokens: Sequence[int]) -> list[str]: ...
 
 
+class Asked(Protocol):
+    """What an answer belongs to."""
+
+    def identity(self) -> list[Any]:
+        """Everything that makes it another question, as JSON takes it."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What a model said to a sample, and its score in 0..1."""
@@ -39,7 +47,7 @@ class Answer:
 class AnswerStore:
     """Answers in a JSONL file, so that a run that was cut off goes on where it stopped.
 
-    A line belongs to one setting and one prompt by their hash: whatever changes either asks the model anew. Several
+    A line belongs to one setting and one question by their hash: whatever changes either asks the model anew. Several
     runs, one after the other, may append to one file.
 
     Raises:
@@ -75,10 +83,10 @@ class AnswerStore:
         """setting -> its answers, whichever samples they are to."""
         return {setting: list(answers) for setting, answers in self._settings.items()}
 
-    def get(self, setting: str, sample: Sample) -> Answer | None:
+    def get(self, setting: str, sample: Asked) -> Answer | None:
         return self._known.get(_key(setting, sample))
 
-    def add(self, setting: str, answers: Sequence[tuple[Sample, Answer]]) -> None:
+    def add(self, setting: str, answers: Sequence[tuple[Asked, Answer]]) -> None:
         """Keep answers; they are on the disk when this returns."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         rows = []
@@ -95,8 +103,8 @@ class AnswerStore:
             os.fsync(file.fileno())
 
 
-def _key(setting: str, sample: Sample) -> str:
-    content = json.dumps([setting, sample.task, sample.prompt_ids, sample.references, sample.max_new_tokens])
+def _key(setting: str, sample: Asked) -> str:
+    content = json.dumps([setting, *sample.identity()])
     return hashlib.sha256(content.encode()).hexdigest()[:24]
 
 

@@ -44,6 +44,10 @@ class Sample:
     references: list[str]
     max_new_tokens: int
 
+    def identity(self) -> list[Any]:
+        """What an answer that was kept belongs to."""
+        return [self.task, self.prompt_ids, self.references, self.max_new_tokens]
+
 
 def make_sample(task: str, length: int, index: int, encode: Encoder, seed: int = SEED) -> Sample:
     """One sample; it depends on nothing but the arguments.
