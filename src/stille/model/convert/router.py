@@ -69,7 +69,8 @@ def fit_router(
     """Fit a gate, C -> R -> E with SiLU between or one linear map, by Adam on the squared error.
 
     Args:
-        x_NC: layer inputs, any float dtype, on the CPU; only batches of them are held in float32.
+        x_NC: layer inputs, any float dtype, on the CPU; a copy in that dtype is made on the device, and only batches
+            of it are held in float32.
         target_NE: what to predict, float32.
         size: R; 0: linear.
         steps, batch, rate: of Adam; the rate falls to 0 along a cosine.
@@ -92,6 +93,7 @@ def fit_router(
     else:
         weights[-1] *= 0.0  # convex: begin at the mean
     bias = target_NE[:fitted].mean(0).to(device)
+    near_NC, goal_NE = x_NC.to(device), target_NE.to(device)  # picking rows across devices costs more than the step
     parameters = [*weights, bias]
     for parameter in parameters:
         parameter.requires_grad_()
@@ -99,9 +101,9 @@ def fit_router(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     with torch.enable_grad():
         for _ in range(steps):
-            pick = torch.randint(fitted, (min(batch, fitted),), generator=generator)
-            x = x_NC[pick].to(device).float() / deviation_C
-            loss = F.mse_loss(_score(x, weights, bias), target_NE[pick].to(device))
+            pick = torch.randint(fitted, (min(batch, fitted),), generator=generator).to(device)
+            x = near_NC[pick].float() / deviation_C
+            loss = F.mse_loss(_score(x, weights, bias), goal_NE[pick])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -132,7 +132,7 @@ class DefaultSettings:
             tokens=200_000 if small else 16_000_000, held_out_tokens=16_384 if small else 131_072,
             sequences=32 if small else 256, shard=64 if small else 4096,
             calibration_tokens=32_768 if small else 262_144, router_steps=400 if small else 2000,
-            batch=8 if small else 32, micro_batch=2 if small else 32, dtype="fp32" if small else "bf16",
+            batch=8 if small else 32, micro_batch=2 if small else 16, dtype="fp32" if small else "bf16",
             judge_tokens=8192 if small else 65_536,
         )  # fmt: skip
         values = {name: value for name, value in chosen.items() if getattr(self, name) is None}
