@@ -18,7 +18,7 @@ def main(file: Path) -> None:
     torch.set_num_threads(1)
     store = TokenStore.from_documents([np.array(row) for row in plan["documents"]])
     with open_world("cpu") as world:
-        for name, (kind, dtype, parallel) in plan["runs"].items():
+        for name, (kind, dtype, parallel, rank) in plan["runs"].items():
 
             def model(experts: bool = True) -> StilleForCausalLM:
                 torch.manual_seed(0)
@@ -27,7 +27,7 @@ def main(file: Path) -> None:
 
             loss = DISTILL if kind == "distill" else LossWeights()
             config = TrainConfig.from_dict(
-                {**plan["config"], "dtype": dtype, "parallel": parallel} | {"loss": vars(loss)}
+                {**plan["config"], "dtype": dtype, "parallel": parallel, "rank": rank} | {"loss": vars(loss)}
             )
             teacher = model(False).to(torch.bfloat16 if dtype == "bf16" else torch.float32) if loss.kl else None
             out = Path(plan["out"]) / name

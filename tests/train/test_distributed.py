@@ -13,9 +13,10 @@ import torch
 
 SCRIPT = Path(__file__).with_name("ranks.py")
 RUNS = {
-    "pretrain": ("pretrain", "fp32", "replicate"),
-    "distill-fsdp": ("distill", "fp32", "fsdp"),
-    "pretrain-fsdp-bf16": ("pretrain", "bf16", "fsdp"),
+    "pretrain": ("pretrain", "fp32", "replicate", 0),
+    "low-rank": ("pretrain", "fp32", "replicate", 2),
+    "distill-fsdp": ("distill", "fp32", "fsdp", 0),
+    "pretrain-fsdp-bf16": ("pretrain", "bf16", "fsdp", 0),
 }
 
 

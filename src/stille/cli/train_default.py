@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from stille.train.default import DefaultSettings, Pipeline, Progress
 
 EXAMPLES = examples(
-    ("stille train default --out made --device cuda", "all of it: about 25 minutes on one H100"),
+    ("stille train default --out made --device cuda", "all of it: text, experts, distillation, judgement"),
     ("stille train default --out made --device cuda --list", "which stages are done, and the minutes they took"),
     ("stille train default --out made --device cuda --until convert", "the stages up to one"),
     ("stille train default --out made --device cuda --minutes 8 --judge law=law.txt", "shorter; judged on a file too"),
