@@ -6,6 +6,7 @@ A side is a process that loads the model, says so in one line of JSON, and then 
     {"do": "decode", "ids": [...], "new": 64}  seconds for all but the first of the new tokens, and the tokens
     {"do": "score", "ids": [...]}              for each position: log-probability of the next id, and the likeliest id
     {"do": "memory"}                           peak resident memory in MiB
+    {"do": "routing"}                          mean number of experts of the counted tokens (ours, with experts)
 
 Every timed answer carries the wall time, this process's CPU time, and the share of the machine that others took.
 """
@@ -86,5 +87,7 @@ def serve(side, settings):
             answer({"logprobs": logprobs, "likeliest": likeliest})
         elif request["do"] == "memory":
             answer({"mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024})
+        elif request["do"] == "routing":
+            answer({"mean_k": side.mean_k()})
         else:
             raise SystemExit(f"unknown request {request['do']!r}")

@@ -1,6 +1,8 @@
 """Our side: the whole engine (scheduler, paged cache, sampler, detokenisation), as `stille.LLM` drives it.
 
 python stille_side.py '{"path": "model.gguf", "threads": 2, "dtype": "auto", "context": 2304}'
+
+With "budget": the mean number of experts of a token, for a model with experts.
 """
 
 import json
@@ -18,7 +20,8 @@ from stille.engine.sampling_params import SamplingParams
 
 
 class StilleSide:
-    def __init__(self, path, threads, dtype, context):
+    def __init__(self, path, threads, dtype, context, budget=None):
+        self.budget = budget
         # One sequence at a time, and every prompt is computed: a cached prefix would be no prefill.
         self.core = build_engine(
             EngineConfig(model=path, dtype=dtype, device="cpu", threads=threads, max_num_seqs=1, max_model_len=context,
@@ -30,7 +33,14 @@ class StilleSide:
         self.prefill(list(range(3, 2051)))
 
     def _start(self, ids, new):
-        self.core.add("request", ids, SamplingParams(max_tokens=new, temperature=0, ignore_eos=True))
+        self.core.add("request", ids, self.params(new))
+
+    def params(self, new):
+        return SamplingParams(max_tokens=new, temperature=0, ignore_eos=True, expert_budget=self.budget)
+
+    def mean_k(self):
+        loads = self.executor.routing.snapshot()
+        return sum(sum(load.load) for load in loads) / sum(load.tokens for load in loads)
 
     def _next(self):
         """Step until tokens come; the ids of all that came."""
@@ -65,6 +75,7 @@ class StilleSide:
                     page_table=pages[:, : i // PAGE_SIZE + 1],
                     sample=np.ones(1, bool),
                     num_decodes=1,
+                    budgets=None if self.budget is None else np.full(1, self.budget, np.float32),
                 ),
                 torch.tensor([token]),
             )

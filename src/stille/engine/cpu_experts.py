@@ -67,9 +67,16 @@ class StepBudgets:
         self._layers = int(model.config.num_hidden_layers)
         self._width = -(-self._config.num_experts // 16) * 16
         self._cache: dict[float, np.ndarray] = {}
+        self._last: tuple[bytes, RowBudgets] | None = None
 
     def rows(self, budget_N: np.ndarray) -> RowBudgets:
-        """For rows with these mean numbers of experts, float32[N]."""
+        """For rows with these mean numbers of experts, float32[N]; the same object while they stay the same."""
+        asked = budget_N.tobytes()
+        if self._last is None or self._last[0] != asked:
+            self._last = asked, self._rows(budget_N)
+        return self._last[1]
+
+    def _rows(self, budget_N: np.ndarray) -> RowBudgets:
         from stille.kernels.cpu import RowBudgets
 
         values, which = np.unique(budget_N, return_inverse=True)

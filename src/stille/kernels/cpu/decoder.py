@@ -79,19 +79,15 @@ class DecoderShape:
     def has_experts(self, layer: int) -> bool:
         return self.experts is not None and layer in self.experts.layers
 
-    def packed_sizes(self, layer: int) -> dict[int, int]:
-        """Bytes of each matrix of a layer, by its place in the layer's fields."""
-        inner = self.inner(layer)
-        sizes = {
-            J.QKV_WEIGHT: formats.packed_bytes(self.qkv_features, self.hidden, self.bits),
-            J.OUT_WEIGHT: formats.packed_bytes(self.hidden, self.heads * self.head_dim, self.bits),
-            J.GATE_WEIGHT: formats.packed_bytes(inner, self.hidden, self.bits),
-            J.UP_WEIGHT: formats.packed_bytes(inner, self.hidden, self.bits),
-            J.DOWN_WEIGHT: formats.packed_bytes(self.hidden, inner, self.bits),
-        }
+    def packed_bytes(self, layer: int) -> int:
+        """Of a layer's matrices."""
+        inner, bits = self.inner(layer), self.bits
+        matrices = ((self.qkv_features, self.hidden), (self.hidden, self.heads * self.head_dim))
+        matrices += 2 * ((inner, self.hidden),) + ((self.hidden, inner),)
+        size = sum(formats.packed_bytes(out, inputs, bits) for out, inputs in matrices)
         if self.experts is not None and self.has_experts(layer):
-            sizes |= self.experts.packed_bytes(self.hidden, self.bits)
-        return sizes
+            size += self.experts.packed_bytes(self.hidden, bits)
+        return size
 
     @property
     def qkv_features(self) -> int:
@@ -177,9 +173,9 @@ class CpuDecoder:
             )
             for layer, part in enumerate(self._summaries.reshape(shape.layers, -1)):
                 self._table[layer, J.SUMMARIES] = part.ctypes.data
-        self._sizes = [shape.packed_sizes(layer) for layer in range(shape.layers)]
-        ends = np.cumsum([sum(sizes.values()) for sizes in self._sizes])
+        ends = np.cumsum([shape.packed_bytes(layer) for layer in range(shape.layers)])
         self._weights = np.split(_pages(int(ends[-1])), ends[:-1])
+        self._budgets: RowBudgets | None = None  # the last ones, found to be right
         self._logits = torch.empty(0, 0)
         self._partials = np.zeros(0, np.uint8)
         self._workspace()
@@ -205,20 +201,23 @@ class CpuDecoder:
         if (t.experts is not None) != s.has_experts(layer):
             raise ConfigError(f"layer {layer}: tensors {'without' if t.experts is None else 'with'} experts")
         row, place = self._table[layer], 0
-        matrices = {J.QKV_WEIGHT: (torch.cat([t.q, t.k, t.v]), None), J.OUT_WEIGHT: (t.out, None)}
+        matrices = {J.QKV_WEIGHT: [(torch.cat([t.q, t.k, t.v]), None)], J.OUT_WEIGHT: [(t.out, None)]}
         if width:
             if t.gate is None or t.up is None or t.down is None:
                 raise ConfigError(f"layer {layer}: gate, up and down of {width} neurons are missing")
-            matrices |= {J.GATE_WEIGHT: (t.gate, None), J.UP_WEIGHT: (t.up, None), J.DOWN_WEIGHT: (t.down, None)}
+            matrices |= {J.GATE_WEIGHT: [(t.gate, None)], J.UP_WEIGHT: [(t.up, None)], J.DOWN_WEIGHT: [(t.down, None)]}
         if t.experts is not None and s.experts is not None:
             matrices |= t.experts.matrices(s.experts)
             for entry, value in t.experts.vectors(s.experts).items():
                 row[entry] = self._floats(value)
         row[J.INNER], row[J.NUMBER] = width, layer
-        for entry, (matrix, bits) in matrices.items():
-            out = self._weights[layer][place : place + self._sizes[layer][entry]]
-            formats.pack(formats.quantize(matrix, bits or s.bits), out)
-            row[entry], place = out.ctypes.data, place + out.size
+        memory = self._weights[layer]
+        for entry, pieces in matrices.items():
+            row[entry] = memory.ctypes.data + place
+            for matrix, bits in pieces:
+                size = formats.packed_bytes(matrix.shape[0], matrix.shape[1], bits or s.bits)
+                formats.pack(formats.quantize(matrix, bits or s.bits), memory[place : place + size])
+                place += size
         biases = [t.q_bias, t.k_bias, t.v_bias]
         if any(b is not None for b in biases):
             widths = (inner, kv, kv)
@@ -307,7 +306,7 @@ class CpuDecoder:
             selected = np.array([ends[i] - 1 - begin for i in wanted], np.int32)
             out = logits.data_ptr() + (wanted[0] * logits.stride(0) * 4 if wanted else 0)
             if budgets is not None:
-                self._job[J.ROW_BUDGETS] = budgets.budget_N[begin:].ctypes.data
+                self._job[J.ROW_BUDGETS] = budgets.budget_N.ctypes.data + 4 * begin
             self._run(ids32[begin:end], positions[begin:end], row_pages[begin:end], table, parts, selected, out)
             if masks is not None:
                 masks.append(self._masks[:, : end - begin].copy())
@@ -330,6 +329,8 @@ class CpuDecoder:
         assert experts is not None
         if budgets is None:
             raise ConfigError("a decoder with experts needs budgets")
+        if budgets is self._budgets and len(budgets.budget_N) == rows:
+            return
         b, shape = budgets, (len(budgets.bounds_B2), self.shape.layers, experts.padded)
         for name, array, want, kind in (
             ("thresholds_BLE", b.thresholds_BLE, shape, np.float32),
@@ -342,6 +343,7 @@ class CpuDecoder:
         if b.budget_N.min() < 0 or b.budget_N.max() >= shape[0] or low.min() < 0 or high[1] > experts.experts:
             raise ConfigError(f"budgets {b.budget_N.min()}..{b.budget_N.max()} with bounds {low}..{high} lead outside")
         self._job[J.THRESHOLDS], self._job[J.BOUNDS] = b.thresholds_BLE.ctypes.data, b.bounds_B2.ctypes.data
+        self._budgets = budgets
 
     def _run(self, ids, positions, row_pages, table, parts, selected, logits: int) -> None:
         """One pass over at most MAX_ROWS rows; parts are (sequence, first row, rows, first position)."""
@@ -407,7 +409,7 @@ class CpuDecoder:
         for entry, rows, row_bytes in (
             (J.ROUTER_HIDDEN, MAX_ROWS, 4 * e.router), (J.X_ROUTER, MAX_ROWS, x_router),
             (J.SCORES, MAX_ROWS, 4 * e.padded), (J.ROUTE_WEIGHTS, MAX_ROWS, 4 * e.padded),
-            (J.TILE_MASKS, tiles, 8), (J.ROUTERS_DONE, tiles, 8),
+            (J.TILE_MASKS, self.shape.layers, 8 * tiles), (J.ROUTERS_DONE, tiles, 8),
             (J.ROUTE_ROWS, e.experts, 4 * MAX_ROWS), (J.ROUTE_COUNTS, e.experts, 8 * tiles),
             (J.X_ROUTED, e.experts, MAX_ROWS * e.groups * formats.X_GROUP_BYTES),
         ):  # fmt: skip
@@ -415,6 +417,7 @@ class CpuDecoder:
         self._masks = self._buffer(J.MASKS, self.shape.layers, 8 * MAX_ROWS).view(np.int64)
         for entry, value in (
             (J.EXPERTS, e.experts), (J.EXPERT_SIZE, e.size), (J.ROUTER_SIZE, e.router), (J.MASK_ROWS, MAX_ROWS),
+            (J.MASK_TILES, tiles),
             (J.GATE_KIND, GATES.index(e.gate)), (J.WEIGHT_KIND, WEIGHTS.index(e.weights)),
             (J.SCALING, self._floats(torch.tensor([e.scaling]))),
         ):  # fmt: skip

@@ -33,6 +33,7 @@ from stille.kernels.cpu.simd import (
     load_i32,
     load_i64,
     mul,
+    prefetch_span,
     quantize_store,
     store,
     store_f32,
@@ -96,14 +97,13 @@ class ExpertsShape:
         """Groups of activations of one expert."""
         return -(-self.size // GROUP)
 
-    def packed_bytes(self, hidden: int, bits: int) -> dict[int, int]:
-        """Size of each packed matrix of a layer, by its place in the layer's fields."""
-        router = {J.ROUTER_DOWN: formats.packed_bytes(self.router, hidden, 8)} if self.router else {}
-        return router | {
-            J.ROUTER_UP: formats.packed_bytes(self.experts, self.router or hidden, 8),
-            J.EXPERT_GATE_UP: formats.packed_bytes(2 * self.experts * self.size, hidden, bits),
-            J.EXPERT_DOWN: self.experts * formats.packed_bytes(hidden, GROUP * self.groups, bits),
-        }
+    def packed_bytes(self, hidden: int, bits: int) -> int:
+        """Of a layer's gate and routed experts."""
+        gate = formats.packed_bytes(self.experts, self.router or hidden, 8)
+        if self.router:
+            gate += formats.packed_bytes(self.router, hidden, 8)
+        gate_up = formats.packed_bytes(2 * self.size, hidden, bits)
+        return gate + self.experts * (gate_up + formats.packed_bytes(hidden, GROUP * self.groups, bits))
 
 
 @dataclass
@@ -125,19 +125,19 @@ class ExpertTensors:
     scale_E: Tensor | None = None
     load_bias_E: Tensor | None = None
 
-    def matrices(self, shape: ExpertsShape) -> dict[int, tuple[Tensor, int | None]]:
-        """Matrices to pack, by field, with their bits (None: those of the layer)."""
+    def matrices(self, shape: ExpertsShape) -> dict[int, list[tuple[Tensor, int | None]]]:
+        """Matrices to pack one behind the other, by field, with their bits (None: those of the layer)."""
         E, size = shape.experts, shape.size
         gate_up = self.gate_up_E2IC.reshape(E, 2, size // BLOCK, BLOCK, -1).transpose(1, 2)
         padding = GROUP * shape.groups - size
         down = torch.nn.functional.pad(self.down_ECI, (0, padding)) if padding else self.down_ECI
-        found: dict[int, tuple[Tensor, int | None]] = {
-            J.ROUTER_UP: (self.router_up_ER, 8),
-            J.EXPERT_GATE_UP: (gate_up.reshape(2 * E * size, -1), None),
-            J.EXPERT_DOWN: (down.reshape(-1, down.shape[-1]), None),
+        experts = zip(gate_up.reshape(E, 2 * size, -1), down, strict=True)
+        found: dict[int, list[tuple[Tensor, int | None]]] = {
+            J.ROUTER_UP: [(self.router_up_ER, 8)],
+            J.EXPERT_WEIGHTS: [(matrix, None) for expert in experts for matrix in expert],
         }
         if self.router_down_RC is not None:
-            found[J.ROUTER_DOWN] = (self.router_down_RC, 8)
+            found[J.ROUTER_DOWN] = [(self.router_down_RC, 8)]
         return found
 
     def vectors(self, shape: ExpertsShape) -> dict[int, Tensor]:
@@ -154,7 +154,7 @@ class ExpertTensors:
 
 @dataclass
 class RowBudgets:
-    """How many experts the rows of a step run.
+    """How many experts the rows of a step run; not to be changed once a decoder has seen it.
 
     Attributes:
         thresholds_BLE: float32, for each budget and layer of the decoder, E padded; not read by top-k.
@@ -198,6 +198,35 @@ def router_item(job, layer, item, scratch):
 
 
 @inner
+def _gate_up_bytes(job):
+    return 2 * (field(job, J.EXPERT_SIZE) // BLOCK) * block_bytes(field(job, J.BITS), field(job, J.HIDDEN) // GROUP)
+
+
+@inner
+def _weights(job, layer, expert):
+    """Where an expert begins: what is requested ahead at the end of its gate and up is its down."""
+    groups = (field(job, J.EXPERT_SIZE) + GROUP - 1) // GROUP
+    down = field(job, J.HIDDEN) // BLOCK * block_bytes(field(job, J.BITS), groups)
+    return field(layer, J.EXPERT_WEIGHTS) + expert * (_gate_up_bytes(job) + down)
+
+
+@inner
+def _request(job, layer, mask):
+    """Start loading the beginning of chosen experts; the loops request the rest as they go."""
+    expert = 0
+    while mask != 0:
+        if mask & 1:
+            prefetch_span(_weights(job, layer, expert), 4096)
+        mask, expert = mask >> 1, expert + 1
+
+
+@inner
+def _tile_masks(job, layer):
+    """Each layer has its own: a thread that comes late still has to count the items of a stage as the others did."""
+    return field(job, J.TILE_MASKS) + 8 * field(job, J.MASK_TILES) * field(layer, J.NUMBER)
+
+
+@inner
 def _choose_tile(job, layer, tile, first, rows, scratch):
     experts, inner_size = field(job, J.EXPERTS), field(job, J.ROUTER_SIZE)
     groups, x = field(job, J.HIDDEN) // GROUP, field(job, J.X)
@@ -218,7 +247,8 @@ def _choose_tile(job, layer, tile, first, rows, scratch):
         mask = _choose(job, layer, row, scratch)
         store_i64(masks + 8 * row, mask)
         of_tile |= mask
-    store_i64(field(job, J.TILE_MASKS) + 8 * tile, of_tile)
+    _request(job, layer, of_tile)
+    store_i64(_tile_masks(job, layer) + 8 * tile, of_tile)
 
 
 @inner
@@ -296,11 +326,11 @@ def _tiles(job):
 
 
 @inner
-def expert_items(job):
+def expert_items(job, layer):
     """Items of the stage of gate and up projections. With one tile, only of experts that one of its rows runs."""
     parts, tiles = (field(job, J.EXPERT_SIZE) + GROUP - 1) // GROUP, _tiles(job)
     if tiles == 1:
-        return parts * _bits(load_i64(field(job, J.TILE_MASKS)))
+        return parts * _bits(load_i64(_tile_masks(job, layer)))
     return parts * tiles * field(job, J.EXPERTS)
 
 
@@ -311,7 +341,7 @@ def expert_item(job, layer, item, scratch):
     parts, tiles, groups = (size + GROUP - 1) // GROUP, _tiles(job), field(job, J.HIDDEN) // GROUP
     part, which = item % parts, item // parts
     if tiles == 1:
-        tile, expert = 0, _nth(load_i64(field(job, J.TILE_MASKS)), which)
+        tile, expert = 0, _nth(load_i64(_tile_masks(job, layer)), which)
     else:
         tile, expert = which // experts, which % experts
     first, most = tile * J.ROW_TILE, field(job, J.MASK_ROWS)
@@ -331,13 +361,13 @@ def expert_item(job, layer, item, scratch):
                 store_i32(listed + 4 * count, row)
             count += 1
     if part == 0:
-        store_i64(field(job, J.ROUTE_COUNTS) + 8 * (expert * ((most + J.ROW_TILE - 1) // J.ROW_TILE) + tile), count)
+        store_i64(field(job, J.ROUTE_COUNTS) + 8 * (expert * field(job, J.MASK_TILES) + tile), count)
     if count == 0:
         return
     zeros, step, matmul = field(job, J.ZEROS), block_bytes(bits, groups), field(job, J.MATMUL)
     halves = min(2, size // BLOCK - 2 * part)
     for b in range(halves):
-        weight = field(layer, J.EXPERT_GATE_UP) + 2 * (expert * (size // BLOCK) + 2 * part + b) * step
+        weight = _weights(job, layer, expert) + 2 * (2 * part + b) * step
         call_kernel(matmul, bits, weight, groups, count, gathered, x_bytes, zeros, 0, scratch + 64 * b, 256)
         call_kernel(
             matmul, bits, weight + step, groups, count, gathered, x_bytes, zeros, 0, scratch + 128 + 64 * b, 256
@@ -366,13 +396,11 @@ def down_item(job, layer, item, scratch):
     block, tile = item % blocks, item // blocks
     first, step, x_bytes = tile * J.ROW_TILE, block_bytes(bits, groups), groups * X_GROUP_BYTES
     stream, stride, matmul = field(job, J.STREAM) + 64 * block, 4 * width, field(job, J.MATMUL)
-    mask, expert = load_i64(field(job, J.TILE_MASKS) + 8 * tile), 0
+    mask, expert = load_i64(_tile_masks(job, layer) + 8 * tile), 0
     while mask != 0:
         if mask & 1:
-            count = load_i64(
-                field(job, J.ROUTE_COUNTS) + 8 * (expert * ((most + J.ROW_TILE - 1) // J.ROW_TILE) + tile)
-            )  # fmt: skip
-            weight = field(layer, J.EXPERT_DOWN) + (expert * blocks + block) * step
+            count = load_i64(field(job, J.ROUTE_COUNTS) + 8 * (expert * field(job, J.MASK_TILES) + tile))
+            weight = _weights(job, layer, expert) + _gate_up_bytes(job) + block * step
             x = field(job, J.X_ROUTED) + (expert * most + first) * x_bytes
             listed = field(job, J.ROUTE_ROWS) + 4 * (expert * most + first)
             if count == 1:

@@ -72,13 +72,14 @@ them once and a few per step. All floats are float32 unless said otherwise; row 
     ROUTE_WEIGHTS,   # [T, E]
     MASKS,           # bits int64[LAYERS, MASK_ROWS], experts of a row
     MASK_ROWS,       # the most rows of a step
-    TILE_MASKS,      # bits int64[tiles of ROW_TILE rows], experts of any of its rows
+    TILE_MASKS,      # bits int64[LAYERS, MASK_TILES], experts of any row of a tile of ROW_TILE
+    MASK_TILES,      # the most tiles of a step
     ROUTERS_DONE,    # counters int64[tiles]
     ROUTE_ROWS,      # int32[E, MASK_ROWS], rows of an expert, tile after tile from the tile's first row on
-    ROUTE_COUNTS,    # int64[E, tiles]
+    ROUTE_COUNTS,    # int64[E, MASK_TILES]
     X_ROUTED,        # quantised [E, MASK_ROWS, expert size in whole groups], places as in ROUTE_ROWS
     JOB_FIELDS,
-) = range(71)
+) = range(72)
 
 (
     ATTENTION_NORM,  # [C]
@@ -99,10 +100,9 @@ them once and a few per step. All floats are float32 unless said otherwise; row 
     ROUTER_BIAS,     # [E]
     LOAD_BIAS,       # [E]
     EXPERT_SCALES,   # [E]
-    EXPERT_GATE_UP,  # packed, for each expert blocks of gate and up in turn
-    EXPERT_DOWN,     # packed, expert after expert
+    EXPERT_WEIGHTS,  # packed, expert after expert: blocks of gate and up in turn, then down
     LAYER_FIELDS,
-) = range(24)
+) = range(23)
 
 (
     TILE_SEQUENCE,   # row of PAGE_TABLE

@@ -86,7 +86,7 @@ def _items(job, layer, kind):
         gate = router_blocks(job) if routed else 0
         return tiles * (gate + field(layer, J.INNER) // GROUP)
     if kind == _EXPERTS:
-        return expert_items(job) if routed else 0
+        return expert_items(job, layer) if routed else 0
     per_item = _rows_per_item(rows)
     return (rows + per_item - 1) // per_item
 
