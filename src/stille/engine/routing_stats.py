@@ -83,8 +83,8 @@ class RoutingMonitor:
         """Count what the gates did in a step, layer by layer."""
         if self._totals:
             for total, log in zip(self._totals, logs, strict=True):
-                total.load_E += log.load_E
-                total.count_K += log.count_K
+                # not in place: the first step may have run in inference mode, a later one outside
+                total.load_E, total.count_K = total.load_E + log.load_E, total.count_K + log.count_K
         else:
             self._totals = logs
 
