@@ -174,7 +174,7 @@ class CpuDecoder:
             for layer, part in enumerate(self._summaries.reshape(shape.layers, -1)):
                 self._table[layer, J.SUMMARIES] = part.ctypes.data
         ends = np.cumsum([shape.packed_bytes(layer) for layer in range(shape.layers)])
-        self._weights = np.split(_pages(int(ends[-1])), ends[:-1])
+        self._weights = np.split(_pages(int(ends[-1]), large=True), ends[:-1])
         self._budgets: RowBudgets | None = None  # the last ones, found to be right
         self._logits = torch.empty(0, 0)
         self._partials = np.zeros(0, np.uint8)
@@ -453,7 +453,7 @@ class CpuDecoder:
     def _packed8(self, weight: Tensor) -> int:
         """Packs in slices, so that the temporaries of a large vocabulary stay small."""
         rows, inputs = weight.shape
-        memory = _pages(formats.packed_bytes(rows, inputs, 8))
+        memory = _pages(formats.packed_bytes(rows, inputs, 8), large=True)
         per_row, place = formats.block_bytes(inputs, 8) // formats.BLOCK, 0
         for part in weight.split(4096):
             size = -(-len(part) // formats.BLOCK) * formats.BLOCK * per_row
@@ -468,10 +468,16 @@ class CpuDecoder:
         return self._logits[:rows]
 
 
-def _pages(size: int) -> np.ndarray:
-    """Zeroed memory in large pages where the system offers them, committed when touched."""
-    memory = mmap.mmap(-1, max(size, 1))
-    if hasattr(mmap, "MADV_HUGEPAGE"):
+def _pages(size: int, large: bool = False) -> np.ndarray:
+    """Zeroed memory, committed when touched.
+
+    Args:
+        large: in large pages where the system offers them; they are committed whole.
+    """
+    # private: Python's default is shared memory, which gets large pages only where an administrator says so
+    flags = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    memory = mmap.mmap(-1, max(size, 1), **flags)
+    if large and hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, np.uint8)[:size]
 
