@@ -18,7 +18,7 @@ from torch import Tensor
 from stille.errors import ConfigError, UnsupportedError
 from stille.kernels.cpu import formats, step
 from stille.kernels.cpu import job as J
-from stille.kernels.cpu.experts import GATES, WEIGHTS, ExpertsShape, ExpertTensors, RowBudgets
+from stille.kernels.cpu.experts import ExpertsShape, ExpertTensors, RowBudgets
 from stille.kernels.cpu.simd import Target
 from stille.kernels.cpu.sparse import KeyBudget
 from stille.kernels.cpu.team import team_for
@@ -74,10 +74,12 @@ class DecoderShape:
 
     def inner(self, layer: int) -> int:
         """Neurons of a layer that every row runs."""
-        return self.intermediate if not self.has_experts(layer) else self.experts.shared  # pyright: ignore
+        experts = self.experts_of(layer)
+        return self.intermediate if experts is None else experts.shared
 
-    def has_experts(self, layer: int) -> bool:
-        return self.experts is not None and layer in self.experts.layers
+    def experts_of(self, layer: int) -> ExpertsShape | None:
+        """None for a layer without."""
+        return self.experts if self.experts is not None and layer in self.experts.layers else None
 
     def packed_bytes(self, layer: int) -> int:
         """Of a layer's matrices."""
@@ -85,9 +87,8 @@ class DecoderShape:
         matrices = ((self.qkv_features, self.hidden), (self.hidden, self.heads * self.head_dim))
         matrices += 2 * ((inner, self.hidden),) + ((self.hidden, inner),)
         size = sum(formats.packed_bytes(out, inputs, bits) for out, inputs in matrices)
-        if self.experts is not None and self.has_experts(layer):
-            size += self.experts.packed_bytes(self.hidden, bits)
-        return size
+        experts = self.experts_of(layer)
+        return size if experts is None else size + experts.packed_bytes(self.hidden, bits)
 
     @property
     def qkv_features(self) -> int:
@@ -187,7 +188,7 @@ class CpuDecoder:
             ConfigError: a tensor of the wrong shape, or one that cannot be quantised.
         """
         s, t = self.shape, tensors
-        kv, inner, width = s.kv_heads * s.head_dim, s.heads * s.head_dim, s.inner(layer)
+        kv, inner, width, experts = s.kv_heads * s.head_dim, s.heads * s.head_dim, s.inner(layer), s.experts_of(layer)
         for name, want in (
             ("q", (inner, s.hidden)), ("k", (kv, s.hidden)), ("v", (kv, s.hidden)), ("out", (s.hidden, inner)),
             ("gate", (width, s.hidden)), ("up", (width, s.hidden)), ("down", (s.hidden, width)),
@@ -198,7 +199,7 @@ class CpuDecoder:
             value = getattr(t, name)
             if value is not None and tuple(value.shape) != want:
                 raise ConfigError(f"layer {layer}: {name} must be {want}, got {tuple(value.shape)}")
-        if (t.experts is not None) != s.has_experts(layer):
+        if (t.experts is None) != (experts is None):
             raise ConfigError(f"layer {layer}: tensors {'without' if t.experts is None else 'with'} experts")
         row, place = self._table[layer], 0
         matrices = {J.QKV_WEIGHT: [(torch.cat([t.q, t.k, t.v]), None)], J.OUT_WEIGHT: [(t.out, None)]}
@@ -206,9 +207,9 @@ class CpuDecoder:
             if t.gate is None or t.up is None or t.down is None:
                 raise ConfigError(f"layer {layer}: gate, up and down of {width} neurons are missing")
             matrices |= {J.GATE_WEIGHT: [(t.gate, None)], J.UP_WEIGHT: [(t.up, None)], J.DOWN_WEIGHT: [(t.down, None)]}
-        if t.experts is not None and s.experts is not None:
-            matrices |= t.experts.matrices(s.experts)
-            for entry, value in t.experts.vectors(s.experts).items():
+        if t.experts is not None and experts is not None:
+            matrices |= t.experts.matrices(experts)
+            for entry, value in t.experts.vectors(experts).items():
                 row[entry] = self._floats(value)
         row[J.INNER], row[J.NUMBER] = width, layer
         memory = self._weights[layer]
@@ -331,18 +332,9 @@ class CpuDecoder:
             raise ConfigError("a decoder with experts needs budgets")
         if budgets is self._budgets and len(budgets.budget_N) == rows:
             return
-        b, shape = budgets, (len(budgets.bounds_B2), self.shape.layers, experts.padded)
-        for name, array, want, kind in (
-            ("thresholds_BLE", b.thresholds_BLE, shape, np.float32),
-            ("bounds_B2", b.bounds_B2, (shape[0], 2), np.int32),
-            ("budget_N", b.budget_N, (rows,), np.int32),
-        ):  # fmt: skip
-            if array.shape != want or array.dtype != kind or not array.flags.c_contiguous:
-                raise ConfigError(f"{name} must be {kind.__name__} {want}, got {array.dtype} {array.shape}")
-        low, high = b.bounds_B2.min(0), b.bounds_B2.max(0)
-        if b.budget_N.min() < 0 or b.budget_N.max() >= shape[0] or low.min() < 0 or high[1] > experts.experts:
-            raise ConfigError(f"budgets {b.budget_N.min()}..{b.budget_N.max()} with bounds {low}..{high} lead outside")
-        self._job[J.THRESHOLDS], self._job[J.BOUNDS] = b.thresholds_BLE.ctypes.data, b.bounds_B2.ctypes.data
+        budgets.check(rows, self.shape.layers, experts)
+        self._job[J.THRESHOLDS] = budgets.thresholds_BLE.ctypes.data
+        self._job[J.BOUNDS] = budgets.bounds_B2.ctypes.data
         self._budgets = budgets
 
     def _run(self, ids, positions, row_pages, table, parts, selected, logits: int) -> None:
@@ -403,25 +395,13 @@ class CpuDecoder:
             job[J.LEAVES], job[J.KEEP_LEAVES] = self.budget.leaves, self.budget.keep
             job[J.SINK_LEAVES], job[J.LOCAL_LEAVES] = self.budget.sinks, self.budget.local
 
-    def _experts_workspace(self, e: ExpertsShape) -> None:
-        job, x_router = self._job, e.router // formats.GROUP * formats.X_GROUP_BYTES
-        tiles = MAX_ROWS // J.ROW_TILE
-        for entry, rows, row_bytes in (
-            (J.ROUTER_HIDDEN, MAX_ROWS, 4 * e.router), (J.X_ROUTER, MAX_ROWS, x_router),
-            (J.SCORES, MAX_ROWS, 4 * e.padded), (J.ROUTE_WEIGHTS, MAX_ROWS, 4 * e.padded),
-            (J.TILE_MASKS, self.shape.layers, 8 * tiles), (J.ROUTERS_DONE, tiles, 8),
-            (J.ROUTE_ROWS, e.experts, 4 * MAX_ROWS), (J.ROUTE_COUNTS, e.experts, 8 * tiles),
-            (J.X_ROUTED, e.experts, MAX_ROWS * e.groups * formats.X_GROUP_BYTES),
-        ):  # fmt: skip
+    def _experts_workspace(self, experts: ExpertsShape) -> None:
+        for entry, (rows, row_bytes) in experts.buffers(MAX_ROWS, self.shape.layers).items():
             self._keep.append(self._buffer(entry, rows, row_bytes))
         self._masks = self._buffer(J.MASKS, self.shape.layers, 8 * MAX_ROWS).view(np.int64)
-        for entry, value in (
-            (J.EXPERTS, e.experts), (J.EXPERT_SIZE, e.size), (J.ROUTER_SIZE, e.router), (J.MASK_ROWS, MAX_ROWS),
-            (J.MASK_TILES, tiles),
-            (J.GATE_KIND, GATES.index(e.gate)), (J.WEIGHT_KIND, WEIGHTS.index(e.weights)),
-            (J.SCALING, self._floats(torch.tensor([e.scaling]))),
-        ):  # fmt: skip
-            job[entry] = value
+        self._job[J.SCALING] = self._floats(torch.tensor([experts.scaling]))
+        for entry, value in experts.constants(MAX_ROWS).items():
+            self._job[entry] = value
 
     def _make_room(self, pages: int) -> None:
         """Scratch memory for sequences of so many pages, and room for what sparse attention chooses among them."""

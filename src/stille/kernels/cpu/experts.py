@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stille.errors import ConfigError
 from stille.kernels.cpu import formats
 from stille.kernels.cpu import job as J
 from stille.kernels.cpu.formats import BLOCK, GROUP, X_GROUP_BYTES
@@ -105,6 +106,25 @@ class ExpertsShape:
         gate_up = formats.packed_bytes(2 * self.size, hidden, bits)
         return gate + self.experts * (gate_up + formats.packed_bytes(hidden, GROUP * self.groups, bits))
 
+    def buffers(self, most_rows: int, layers: int) -> dict[int, tuple[int, int]]:
+        """Workspace of steps of at most so many rows, by field: rows and bytes of one."""
+        tiles, x_router = most_rows // J.ROW_TILE, self.router // GROUP * X_GROUP_BYTES
+        return {
+            J.ROUTER_HIDDEN: (most_rows, 4 * self.router), J.X_ROUTER: (most_rows, x_router),
+            J.SCORES: (most_rows, 4 * self.padded), J.ROUTE_WEIGHTS: (most_rows, 4 * self.padded),
+            J.TILE_MASKS: (layers, 8 * tiles), J.ROUTERS_DONE: (tiles, 8),
+            J.ROUTE_ROWS: (self.experts, 4 * most_rows), J.ROUTE_COUNTS: (self.experts, 8 * tiles),
+            J.X_ROUTED: (self.experts, most_rows * self.groups * X_GROUP_BYTES),
+        }  # fmt: skip
+
+    def constants(self, most_rows: int) -> dict[int, int]:
+        """Numbers that the kernels read, by field."""
+        return {
+            J.EXPERTS: self.experts, J.EXPERT_SIZE: self.size, J.ROUTER_SIZE: self.router,
+            J.GATE_KIND: GATES.index(self.gate), J.WEIGHT_KIND: WEIGHTS.index(self.weights),
+            J.MASK_ROWS: most_rows, J.MASK_TILES: most_rows // J.ROW_TILE,
+        }  # fmt: skip
+
 
 @dataclass
 class ExpertTensors:
@@ -165,6 +185,28 @@ class RowBudgets:
     thresholds_BLE: np.ndarray
     bounds_B2: np.ndarray
     budget_N: np.ndarray
+
+    def check(self, rows: int, layers: int, shape: ExpertsShape) -> None:
+        """The kernels follow these numbers without looking.
+
+        Raises:
+            ConfigError: arrays of other shapes or dtypes, or numbers that lead outside.
+        """
+        budgets = len(self.bounds_B2)
+        for name, want, kind in (
+            ("thresholds_BLE", (budgets, layers, shape.padded), np.float32),
+            ("bounds_B2", (budgets, 2), np.int32),
+            ("budget_N", (rows,), np.int32),
+        ):
+            array = getattr(self, name)
+            if array.shape != want or array.dtype != kind or not array.flags.c_contiguous:
+                raise ConfigError(f"{name} must be {kind.__name__} {want}, got {array.dtype} {array.shape}")
+        which, bounds = self.budget_N, self.bounds_B2
+        if which.min() < 0 or which.max() >= budgets or bounds.min() < 0 or bounds[:, 1].max() > shape.experts:
+            raise ConfigError(
+                f"budgets {which.min()}..{which.max()} of {budgets} with bounds {bounds.min(0)}..{bounds.max(0)} lead "
+                f"outside of {shape.experts} experts"
+            )
 
 
 # --------------------------------------------------------------------------- the gate
