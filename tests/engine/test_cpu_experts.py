@@ -186,6 +186,7 @@ def test_a_row_does_not_depend_on_what_else_is_computed(threads):
     assert torch.equal(last[0], together[1])
 
 
+@pytest.mark.timeout(120, method="thread")  # a signal does not reach compiled code that waits
 def test_threads_that_come_late_count_as_the_others_did():
     """Layers whose rows run different numbers of experts, in short stages that threads often miss."""
     model = make_model(kinds=("experts",) * 12)
