@@ -20,7 +20,8 @@ from stille.engine.executor import StepInput
 from stille.engine.sampling_params import SamplingParams
 from stille.engine.torch_executor import TorchExecutor
 from stille.errors import ConfigError, UnsupportedError
-from stille.kernels.cpu import Target, formats
+from stille.kernels import grids
+from stille.kernels.cpu import Target
 from stille.model import LoadedModel, StilleConfig, StilleForCausalLM
 
 PAGES = 24  # of a sequence in these tests, at most
@@ -94,7 +95,7 @@ def on_quantised_numbers(model: StilleForCausalLM, bits: int) -> StilleForCausal
         for name, module in model.named_modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 ends = isinstance(module, nn.Embedding) or name == "lm_head"
-                grid = formats.dequantize(formats.quantize(module.weight, 8 if ends else bits))
+                grid = grids.dequantize(grids.quantize(module.weight, 8 if ends else bits))
                 if name != "lm_head" or not model.config.tie_word_embeddings:
                     module.weight.copy_(grid)
             if isinstance(module, nn.Linear):

@@ -13,7 +13,8 @@ from stille.engine.cpu_executor import CpuExecutor
 from stille.engine.executor import StepInput
 from stille.engine.torch_executor import TorchExecutor
 from stille.errors import ConfigError, UnsupportedError
-from stille.kernels.cpu import Target, formats
+from stille.kernels import grids
+from stille.kernels.cpu import Target
 from stille.model import StilleConfig, StilleForCausalLM
 from stille.model.experts import ExpertsFFN, expert_layers
 from stille.model.routing import score_quantiles
@@ -55,7 +56,7 @@ def quantise(x: torch.Tensor) -> torch.Tensor:
 
 
 def on_grid(weight: torch.Tensor, bits: int) -> torch.Tensor:
-    return formats.dequantize(formats.quantize(weight, bits))
+    return grids.dequantize(grids.quantize(weight, bits))
 
 
 @torch.no_grad()

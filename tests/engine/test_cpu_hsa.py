@@ -17,7 +17,8 @@ from stille.engine.cpu_executor import CpuExecutor
 from stille.engine.executor import StepInput
 from stille.engine.sampling_params import SamplingParams
 from stille.errors import ConfigError
-from stille.kernels.cpu import KeyBudget, Target, formats
+from stille.kernels import grids
+from stille.kernels.cpu import KeyBudget, Target
 from stille.kernels.hsa import HSAConfig
 from stille.model import LoadedModel, StilleConfig, StilleForCausalLM
 
@@ -128,7 +129,7 @@ def on_quantised_numbers(model: StilleForCausalLM) -> StilleForCausalLM:
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
-                module.weight.copy_(formats.dequantize(formats.quantize(module.weight, 8)))
+                module.weight.copy_(grids.dequantize(grids.quantize(module.weight, 8)))
             if isinstance(module, nn.Linear):
                 module.register_forward_pre_hook(quantise_input)
     return model

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from stille.errors import CheckpointError, ConfigError, UnsupportedError
+from stille.kernels import grids
 from stille.model import StilleForCausalLM, load_config, load_model
 from stille.model.convert.delta import DeltaSource, read_delta, write_delta
 from stille.model.convert.low_rank import dense_matrices
@@ -16,11 +17,12 @@ from stille.model.convert.pipeline import ConvertSettings, convert
 from stille.model.convert.split import Layout, split_ffn
 from stille.model.load import open_weights
 from stille.train import DISTILL, TokenStore, World, checkpoint, train
+from stille.train.config import GRIDS
 from stille.train.data import Batches
 from stille.train.export import export_delta
 from stille.train.loop import CHECKPOINTS
 from stille.train.losses import Objective, Scales
-from stille.train.low_rank import LowRank
+from stille.train.low_rank import LowRank, round_weights
 
 ALONE = World(0, 1, torch.device("cpu"))
 GATE_UP, GATE = "model.layers.1.mlp.gate_up_proj", "model.layers.1.mlp.gate_proj.weight"
@@ -98,9 +100,9 @@ def test_optimizer_and_checkpoints_know_the_pairs_only(make_model, settings, sto
     assert len(state["optimizer"]["state"]) == len(state["masters"])
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_stopped_and_resumed_equals_uninterrupted(make_model, settings, store, tmp_path, dtype):
-    config = settings(dtype=dtype, rank=2)
+@pytest.mark.parametrize(("dtype", "quantize"), [("fp32", "none"), ("bf16", "none"), ("bf16", "int4")])
+def test_stopped_and_resumed_equals_uninterrupted(make_model, settings, store, tmp_path, dtype, quantize):
+    config = settings(dtype=dtype, rank=2, quantize=quantize)
     whole = train(make_model(), store, config, tmp_path / "whole")
 
     def stop(progress):
@@ -123,6 +125,34 @@ def test_it_learns(make_model, settings, store, make_store, tmp_path):
     result = train(make_model(), store, config, tmp_path, held_out=make_store(20, seed=1))
     first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
     assert result.evaluation["held_out"] < first["next_token"] - 0.5
+
+
+@pytest.mark.parametrize("quantize", ["int4", "int8"])
+def test_the_model_is_on_the_grid_and_the_pairs_are_not(make_model, settings, store, tmp_path, quantize):
+    config = settings(steps=3, rank=2, quantize=quantize)
+    start = weights(make_model())
+    result = train(make_model(), store, config, tmp_path)
+    end = weights(result.model)
+    matrices = dense_matrices(result.model)
+    sums = {part.name: torch.empty_like(end[part.name]) for matrix in matrices for part in matrix.parts}
+    for matrix in matrices:
+        a, b = (result.pairs.tensors[matrix.name + part].float() for part in (".low_rank_a", ".low_rank_b"))
+        assert b.abs().max() > 0
+        matrix.put(matrix.gather(start) + b @ a, sums)
+    for name, value in sums.items():
+        wide = torch.nn.functional.pad(value, (0, -value.shape[-1] % 32))
+        packed = grids.dequantize(grids.quantize(wide.flatten(0, -2), GRIDS[quantize])).view(wide.shape)
+        assert torch.equal(end[name], packed[..., : value.shape[-1]])
+        assert not torch.equal(end[name], value)
+    loaded = make_model()
+    loaded.load_state_dict({**end, **sums})
+    round_weights(loaded, GRIDS[quantize])
+    assert all(torch.equal(value, end[name]) for name, value in weights(loaded).items())
+
+
+def test_rounding_is_for_pairs_alone(settings):
+    with pytest.raises(ConfigError, match="rank"):
+        settings(quantize="int4")
 
 
 def test_sharded_weights_are_refused(settings):

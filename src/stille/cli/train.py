@@ -179,6 +179,9 @@ def distill_command(
     micro_batch: MicroBatch = None,
     length: Length = 1024,
     rank: Rank = 0,
+    quantize: Annotated[
+        str, _option(RUN, help="With --rank, int4 or int8: learn what is best once weights are rounded so; none.")
+    ] = "none",
     lr: Annotated[
         float | None, _option(RUN, help="Peak learning rate. (default: 0.0002, with --rank 0.001)", show_default=False)
     ] = None,

@@ -71,6 +71,9 @@ def command(
     minutes: Annotated[float, _option(TAUGHT, help="Of distillation, over all runs.")] = 16.0,
     rank: Annotated[int, _option(TAUGHT, min=1, help="Of the changes of each matrix: the size of the delta.")] = 32,
     lr: Annotated[float, _option(TAUGHT, help="Peak learning rate.")] = 1e-3,
+    quantize: Annotated[
+        str, _option(TAUGHT, help="int4 or int8: learn what is best once weights are rounded so; none.")
+    ] = "none",
 ) -> None:
     """Make the default model: the dense one split into experts and taught by itself, as a delta of a few megabytes.
 
@@ -91,6 +94,7 @@ def command(
     place = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     given = dict(
         base=model, gate=gate, target_k=target_k, seed=seed, tokens=tokens, minutes=minutes, rank=rank, lr=lr,
+        quantize=quantize,
         samples=None if samples is None else str(samples), text=[str(file) for file in text or ()],
         judge=[_pair(each) for each in judge or ()],
     )  # fmt: skip

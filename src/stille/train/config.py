@@ -66,9 +66,12 @@ class TrainConfig:
         rate_b, rate_whole: with `rank`, rates relative to `lr`: of B (above that of A: LoRA+, 2402.12354), and of what
             learns whole.
         save_minutes: minutes between checkpoints, beside `save_every`; None: by steps only.
+        quantize: with `rank`, the grid of the CPU engine that matrices are rounded to after each step, so that pairs
+            learn what is best once rounded (gradients pass straight through). The pairs themselves are not rounded.
 
     Raises:
-        ConfigError: a value out of range, neither steps nor minutes, or `rank` with "fsdp".
+        ConfigError: a value out of range, neither steps nor minutes, or `rank` with "fsdp", or
+            `quantize` without `rank`.
     """
 
     steps: int | None = 1000
@@ -99,6 +102,7 @@ class TrainConfig:
     rate_b: float = 4.0
     rate_whole: float = 0.25
     save_minutes: float | None = None
+    quantize: Literal["none", "int4", "int8"] = "none"
 
     def __post_init__(self) -> None:
         if self.steps is None and self.minutes is None:
@@ -126,6 +130,8 @@ class TrainConfig:
                 raise ConfigError(f"{name}={getattr(self, name)!r}, expected one of {', '.join(known)}.")
         if self.rank and self.parallel == "fsdp":
             raise ConfigError("pairs of low rank (rank) are not split over processes: parallel 'replicate', or rank 0.")
+        if self.quantize != "none" and not self.rank:
+            raise ConfigError(f"quantize={self.quantize!r} is for pairs of low rank: give rank, or leave it out.")
         terms = dataclasses.asdict(self.loss)
         if min(terms.values()) < 0 or not max(terms.values()) > 0:
             raise ConfigError(f"loss weights {terms}: expected none below 0 and one above.")
@@ -134,7 +140,7 @@ class TrainConfig:
         """What two parts of one run must agree on: all but what only watches or saves it."""
         values = dataclasses.asdict(self)
         watching = ("save_every", "save_minutes", "keep", "log_every", "eval_every", "eval_sequences")
-        unused = () if self.rank else ("rank", "rate_b", "rate_whole")
+        unused = () if self.rank else ("rank", "rate_b", "rate_whole", "quantize")
         for name in (*watching, "parallel", "minutes", *unused):
             del values[name]
         return values
@@ -152,7 +158,13 @@ class TrainConfig:
         return cls(**known_fields(cls, values, "the training configuration"))
 
 
-CHOICES = {"schedule": ("cosine", "wsd"), "dtype": ("fp32", "bf16"), "parallel": ("replicate", "fsdp")}
+GRIDS = {"none": 0, "int4": 4, "int8": 8}
+"""Bits of what `quantize` names; 0: no rounding."""
+
+CHOICES = {
+    "schedule": ("cosine", "wsd"), "dtype": ("fp32", "bf16"), "parallel": ("replicate", "fsdp"),
+    "quantize": tuple(GRIDS),
+}  # fmt: skip
 
 
 def known_fields(kind: Any, values: dict[str, Any], what: str) -> dict[str, Any]:

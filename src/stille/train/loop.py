@@ -23,7 +23,7 @@ from stille.model.convert.delta import LOW_RANK_A, LOW_RANK_B
 from stille.model.decoder import StilleForCausalLM
 from stille.model.experts import LayerRouting, balance, expert_budget, expert_layers, record_routing
 from stille.train import checkpoint
-from stille.train.config import TrainConfig, learning_rate, progress_of, target_k
+from stille.train.config import GRIDS, TrainConfig, learning_rate, progress_of, target_k
 from stille.train.data import Batches, TokenStore, in_order
 from stille.train.losses import Objective, Scales
 from stille.train.low_rank import LowRank, Pairs
@@ -379,7 +379,7 @@ def evaluate(
 def _weights(objective: Objective, config: TrainConfig, world: World) -> Replicated | Sharded:
     dtype = DTYPES[config.dtype]
     if config.rank:
-        return LowRank(objective, dtype, world, config.rank, config.seed)
+        return LowRank(objective, dtype, world, config.rank, config.seed, GRIDS[config.quantize])
     return (Sharded if config.parallel == "fsdp" and world.size > 1 else Replicated)(objective, dtype, world)
 
 

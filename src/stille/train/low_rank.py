@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from stille.kernels.grids import rounded
 from stille.model.checkpoint import EMBEDDINGS, HEAD
 from stille.model.convert.delta import LOW_RANK_A, LOW_RANK_B
 from stille.model.convert.low_rank import DenseMatrix, dense_matrices
@@ -46,13 +47,14 @@ class LowRank(Replicated):
         world: the processes.
         rank: of the pairs, at most that of the matrix.
         seed: of A.
+        bits: 4 or 8: the model holds the sums W as the CPU engine rounds them; 0: as they are.
 
     Attributes:
         digest: of what does not learn and is not in a checkpoint.
     """
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype, world: World, rank: int, seed: int):
-        self.model = module.get_submodule("model")
+    def __init__(self, module: nn.Module, dtype: torch.dtype, world: World, rank: int, seed: int, bits: int = 0):
+        self.model, self.bits = module.get_submodule("model"), bits
         for name, parameter in self.model.named_parameters():
             if name in (EMBEDDINGS, HEAD):
                 parameter.requires_grad_(False)
@@ -70,6 +72,9 @@ class LowRank(Replicated):
             a = torch.randn(size, columns, generator=random) / columns**0.5
             self.masters[matrix.name + LOW_RANK_A] = nn.Parameter(a.to(world.device))
             self.masters[matrix.name + LOW_RANK_B] = nn.Parameter(torch.zeros(rows, size, device=world.device))
+        if bits:
+            self._sums = {name: torch.empty(p.shape, device=world.device) for name, p in self._held.items()}
+            self.publish()
 
     def pair(self, matrix: DenseMatrix) -> tuple[nn.Parameter, nn.Parameter]:
         """A [r, in] and B [out, r], float32."""
@@ -94,7 +99,10 @@ class LowRank(Replicated):
         super().publish()
         for matrix in self.matrices:
             a, b = self.pair(matrix)
-            matrix.put(self._start[matrix.name] + b @ a, self._held)
+            matrix.put(self._start[matrix.name] + b @ a, self._sums if self.bits else self._held)
+        if self.bits:
+            for name, parameter in self._held.items():
+                parameter.copy_(rounded(self._sums[name], self.bits))
 
     @torch.no_grad()
     def finish(self) -> None:
@@ -115,6 +123,19 @@ class LowRank(Replicated):
             found.update(name.encode())
             found.update(value.detach().cpu().contiguous().numpy().data)
         return found.hexdigest()[:16]
+
+
+@torch.no_grad()
+def round_weights(model: nn.Module, bits: int) -> None:
+    """Bring the matrices that learn by pairs to the grid of the CPU engine, as `LowRank` with these bits does.
+
+    Args:
+        model: a `StilleForCausalLM` in float32.
+        bits: 4 or 8.
+    """
+    for name in {part.name for matrix in dense_matrices(model) for part in matrix.parts}:
+        parameter = model.get_parameter(name)
+        parameter.copy_(rounded(parameter, bits))
 
 
 def _add(master: nn.Parameter, grad: Tensor) -> None:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stille.errors import ConfigError
+from stille.kernels import grids
 from stille.kernels.cpu import formats
 
 bits_of = st.sampled_from([4, 8])
@@ -23,8 +24,8 @@ def matrix(seed: int, rows: int, groups: int, spread: float = 1.0) -> torch.Tens
 @given(bits_of, seeds, st.integers(1, 40), st.integers(1, 5), st.floats(1e-3, 1e3))
 def test_error_is_at_most_half_a_step(bits, seed, rows, groups, spread):
     w = matrix(seed, rows, groups, spread)
-    q = formats.quantize(w, bits)
-    error = (formats.dequantize(q) - w).abs().unflatten(1, (-1, 32)).amax(-1)
+    q = grids.quantize(w, bits)
+    error = (grids.dequantize(q) - w).abs().unflatten(1, (-1, 32)).amax(-1)
     step = q.scale_OG.float()
     # half a step, and what rounding scale and minimum to binary16 adds over the width of the grid
     reach = w.abs().unflatten(1, (-1, 32)).amax(-1)
@@ -34,8 +35,8 @@ def test_error_is_at_most_half_a_step(bits, seed, rows, groups, spread):
 @settings(max_examples=30, deadline=None)
 @given(bits_of, seeds, st.integers(1, 24), st.integers(1, 4), st.floats(0.01, 10))
 def test_values_on_the_grid_are_kept(bits, seed, rows, groups, spread):
-    once = formats.dequantize(formats.quantize(matrix(seed, rows, groups, spread), bits))
-    assert torch.equal(formats.dequantize(formats.quantize(once, bits)), once)
+    once = grids.dequantize(grids.quantize(matrix(seed, rows, groups, spread), bits))
+    assert torch.equal(grids.dequantize(grids.quantize(once, bits)), once)
 
 
 @pytest.mark.parametrize(
@@ -44,20 +45,20 @@ def test_values_on_the_grid_are_kept(bits, seed, rows, groups, spread):
 def test_a_gguf_tensor_of_the_same_grid_comes_back_exactly(bits, kind):
     stored = gguf.quants.quantize(matrix(3, 48, 6, 0.05).numpy(), kind)
     values = torch.from_numpy(gguf.quants.dequantize(stored, kind))
-    assert torch.equal(formats.dequantize(formats.quantize(values, bits)), values)
+    assert torch.equal(grids.dequantize(grids.quantize(values, bits)), values)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.5, -2.0])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_constant_groups(bits, value):
     w = torch.full((16, 32), value)
-    assert torch.allclose(formats.dequantize(formats.quantize(w, bits)), w, rtol=1e-3)
+    assert torch.allclose(grids.dequantize(grids.quantize(w, bits)), w, rtol=1e-3)
 
 
 @settings(max_examples=30, deadline=None)
 @given(bits_of, seeds, st.integers(1, 50), st.integers(1, 5), st.data())
 def test_packed_numbers_lie_where_the_layout_says(bits, seed, rows, groups, data):
-    q = formats.quantize(matrix(seed, rows, groups), bits)
+    q = grids.quantize(matrix(seed, rows, groups), bits)
     packed = formats.pack(q)
     assert packed.size == formats.packed_bytes(rows, 32 * groups, bits)
     assert packed.ctypes.data % 64 == 0
@@ -93,11 +94,11 @@ def test_packed_numbers_lie_where_the_layout_says(bits, seed, rows, groups, data
 @pytest.mark.parametrize("bits", [4, 8])
 def test_what_cannot_be_quantised_is_refused(weight, bits):
     with pytest.raises(ConfigError):
-        formats.quantize(weight, bits)
+        grids.quantize(weight, bits)
 
 
 def test_wrong_bits_and_wrong_buffer_are_refused():
     with pytest.raises(ConfigError, match="4 or 8"):
-        formats.quantize(torch.zeros(16, 32), 5)
+        grids.quantize(torch.zeros(16, 32), 5)
     with pytest.raises(ConfigError, match="320"):
-        formats.pack(formats.quantize(torch.ones(16, 32), 4), np.zeros(64, np.uint8))
+        formats.pack(grids.quantize(torch.ones(16, 32), 4), np.zeros(64, np.uint8))

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stille.errors import ConfigError, UnsupportedError
+from stille.kernels import grids
 from stille.kernels.cpu import Target, formats, host_isas
 from stille.kernels.cpu.simd import ISAS
 from stille.kernels.cpu.tiles import kernels
@@ -68,11 +69,11 @@ def test_matmul_is_the_product_of_the_quantised_numbers(isa, kv, bits, seed, gro
     w = rng.normal(size=(16, 32 * groups))
     if extreme:  # every weight at an end of the grid: where 16-bit sums would overflow
         w = np.where(rng.random(w.shape) < 0.8, 1.0, -1.0)
-    quantised = formats.quantize(torch.from_numpy(w).float(), bits)
+    quantised = grids.quantize(torch.from_numpy(w).float(), bits)
     blocks, x = activations(seed, rows, groups)
     init = rng.normal(size=(rows if per_row and rows > 1 else 1, 16)).astype(np.float32)
     got = matmul(isa, kv, bits, formats.pack(quantised), blocks, init)
-    weight = formats.dequantize(quantised).double().numpy()
+    weight = grids.dequantize(quantised).double().numpy()
     want = init + x @ weight.T
     scale = np.abs(x) @ np.abs(weight.T) + 128 * 2**-7 + np.abs(init)
     assert (np.abs(got - want) <= 3e-6 * scale).all()
@@ -81,7 +82,7 @@ def test_matmul_is_the_product_of_the_quantised_numbers(isa, kv, bits, seed, gro
 @every_target
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_row_does_not_depend_on_its_neighbours(isa, kv, bits):
-    weights = formats.pack(formats.quantize(torch.randn(16, 96, generator=torch.Generator().manual_seed(0)), bits))
+    weights = formats.pack(grids.quantize(torch.randn(16, 96, generator=torch.Generator().manual_seed(0)), bits))
     blocks, _ = activations(1, 15, 3)
     zero = np.zeros((1, 16), np.float32)
     together = matmul(isa, kv, bits, weights, blocks, zero)

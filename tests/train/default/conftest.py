@@ -23,8 +23,8 @@ def tiny_settings(tiny_checkpoint, local_text):
     def make(**changes) -> DefaultSettings:
         values = dict(
             base=str(tiny_checkpoint), name="tiny", text=[str(local_text / name) for name in ("a.txt", "b.txt")],
-            judge=[["law", str(local_text / "law.txt")]], tokens=600, held_out_tokens=150, sequences=4, shard=4,
-            answer_tokens=24, question_tokens=8, prefix_tokens=[4, 8], calibration_tokens=256, router_steps=3,
+            judge=[["law", str(local_text / "law.txt")]], tokens=600, held_out_tokens=150, sequences=4, shard=8,
+            answer_tokens=24, question_tokens=48, prefix_tokens=[4, 8], calibration_tokens=256, router_steps=3,
             num_experts=4, router_size=4, target_k=2, budgets=[1, 4], minutes=None, steps=4, rank=2, warmup=1, batch=2,
             micro_batch=2, length=32, judge_tokens=128,
         )  # fmt: skip

@@ -167,6 +167,16 @@ def test_brought_text_takes_the_place_of_the_models(tmp_path, tiny_settings):
     assert states(tmp_path / "out", settings)[0] == "stale"
 
 
+def test_a_model_that_learned_for_a_grid_is_judged_on_it_too(copy, tiny_settings):
+    made = make(copy, tiny_settings(quantize="int8"), quiet=True)
+    judgement = json.loads((made / "judge.json").read_text())["domains"]
+    assert {"samples", "samples, int8", "library", "library, int8"} <= set(judgement)
+    plain, rounded = (judgement[name]["budgets"][0]["kl"] for name in ("samples", "samples, int8"))
+    assert plain != rounded
+    assert plain == pytest.approx(rounded, rel=0.05)
+    assert "--quantize int8" in (made / "README.md").read_text()
+
+
 def test_a_stage_is_there_whole_or_not_at_all_and_its_time_adds_up(tmp_path):
     runs = []
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from stille.errors import ConfigError, UnsupportedError
+from stille.kernels import grids
 from stille.kernels.cpu import formats, step
 from stille.kernels.cpu import job as J
 from stille.kernels.cpu.experts import ExpertsShape, ExpertTensors, RowBudgets
@@ -53,7 +54,7 @@ class DecoderShape:
 
     def __post_init__(self) -> None:
         problems = []
-        if self.bits not in formats.BITS:
+        if self.bits not in grids.BITS:
             problems.append(f"{self.bits} bits (4 or 8)")
         for name, value, unit in (
             ("hidden size", self.hidden, 32),
@@ -217,7 +218,7 @@ class CpuDecoder:
             row[entry] = memory.ctypes.data + place
             for matrix, bits in pieces:
                 size = formats.packed_bytes(matrix.shape[0], matrix.shape[1], bits or s.bits)
-                formats.pack(formats.quantize(matrix, bits or s.bits), memory[place : place + size])
+                formats.pack(grids.quantize(matrix, bits or s.bits), memory[place : place + size])
                 place += size
         biases = [t.q_bias, t.k_bias, t.v_bias]
         if any(b is not None for b in biases):
@@ -364,7 +365,7 @@ class CpuDecoder:
 
     def _workspace(self) -> None:
         s, job = self.shape, self._job
-        x_bytes = lambda width: width // formats.GROUP * formats.X_GROUP_BYTES  # noqa: E731
+        x_bytes = lambda width: width // grids.GROUP * formats.X_GROUP_BYTES  # noqa: E731
         inner, self._x_bytes = s.heads * s.head_dim, x_bytes(s.hidden)
         for entry, row_bytes in (
             (J.STREAM, 4 * s.hidden), (J.X, self._x_bytes), (J.QKV, 4 * s.qkv_features), (J.ATTENDED, 4 * inner),
@@ -437,7 +438,7 @@ class CpuDecoder:
         per_row, place = formats.block_bytes(inputs, 8) // formats.BLOCK, 0
         for part in weight.split(4096):
             size = -(-len(part) // formats.BLOCK) * formats.BLOCK * per_row
-            formats.pack(formats.quantize_int8(part), memory[place : place + size])
+            formats.pack(grids.quantize_int8(part), memory[place : place + size])
             place += size
         self._keep.append(memory)
         return memory.ctypes.data

@@ -19,7 +19,7 @@ from torch import Tensor
 from stille.errors import ConfigError
 from stille.kernels.cpu import formats
 from stille.kernels.cpu import job as J
-from stille.kernels.cpu.formats import BLOCK, GROUP, X_GROUP_BYTES
+from stille.kernels.cpu.formats import BLOCK, X_GROUP_BYTES
 from stille.kernels.cpu.layers import block_bytes, quantize_row, residual_item
 from stille.kernels.cpu.simd import (
     atomic_add,
@@ -43,6 +43,7 @@ from stille.kernels.cpu.simd import (
     swiglu,
 )
 from stille.kernels.cpu.tiles import call_kernel
+from stille.kernels.grids import GROUP
 
 GATES = ("threshold", "top_k")
 WEIGHTS = ("unit", "sigmoid", "normalised")

@@ -1,10 +1,6 @@
-"""Packed weights of the CPU kernels: what the numbers mean, in plain torch, and how they lie in memory.
+"""Packed weights of the CPU kernels: how the numbers of `kernels.grids` lie in memory.
 
-Weights are quantised in groups of 32 consecutive inputs of one output feature:
-- int4: w = scale * q + minimum, q in 0..15, scale and minimum binary16. The grid of GGUF's Q4_1, which it reproduces.
-- int8: w = scale * q, q in -127..127, scale binary16. The grid of GGUF's Q8_0.
-
-Packed, the unit is a block of 16 output features, one per vector lane, so that neither products nor scales need a
+The unit is a block of 16 output features, one per vector lane, so that neither products nor scales need a
 horizontal operation. Within a block, group after group of 32 inputs; within a group, four inputs ("quad") of each of
 the 16 features make 64 consecutive bytes, feature after feature:
 - int4 group, 320 bytes: 4 x 64 bytes of which the low nibbles are quads 0..3 and the high nibbles quads 4..7, then 16
@@ -17,91 +13,17 @@ Activations are quantised by the kernels, row by row, to groups of 40 bytes: flo
 Shapes: O output features, I input features, G = I / 32 groups.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
-import torch
 from torch import Tensor
 
 from stille.errors import ConfigError
+from stille.kernels.grids import GROUP, QuantizedWeight
 
-GROUP = 32
 BLOCK = 16
 INT4_GROUP_BYTES = 320
 INT8_DATA_BYTES = 512
 INT8_SCALE_BYTES = 32
 X_GROUP_BYTES = 40
-BITS = (4, 8)
-_LARGEST_HALF = 65504.0
-
-
-@dataclass(frozen=True)
-class QuantizedWeight:
-    """A weight matrix on its grid.
-
-    Attributes:
-        bits: 4 or 8.
-        q_OI: uint8 in 0..15 (int4) or int8 in -127..127 (int8).
-        scale_OG: float16.
-        min_OG: float16, int4 only.
-    """
-
-    bits: int
-    q_OI: Tensor
-    scale_OG: Tensor
-    min_OG: Tensor | None = None
-
-
-def quantize(weight_OI: Tensor, bits: int) -> QuantizedWeight:
-    """Round-to-nearest onto the grid of `bits`.
-
-    Args:
-        weight_OI: finite floating-point matrix, I a multiple of 32.
-        bits: 4 or 8.
-
-    Raises:
-        ConfigError: wrong shape, dtype, bits, or values that are not finite or do not fit binary16 scales.
-    """
-    if bits not in BITS:
-        raise ConfigError(f"weights are packed to 4 or 8 bits, not {bits!r}")
-    return (quantize_int4 if bits == 4 else quantize_int8)(weight_OI)
-
-
-def quantize_int4(weight_OI: Tensor) -> QuantizedWeight:
-    """4-bit asymmetric: scale = (max - min) / 15 of each group. Values already on such a grid are kept.
-
-    Raises:
-        ConfigError: see `quantize`.
-    """
-    w_OGK = _groups(weight_OI)
-    low, high = torch.aminmax(w_OGK, dim=-1)
-    _check_range(low, high)
-    scale = ((high - low) / 15).to(torch.float16)
-    minimum = low.to(torch.float16)
-    q = (w_OGK - minimum.float()[..., None]).mul_(_inverse(scale)[..., None]).round_().clamp_(0, 15)
-    return QuantizedWeight(4, q.to(torch.uint8).reshape(weight_OI.shape), scale, minimum)
-
-
-def quantize_int8(weight_OI: Tensor) -> QuantizedWeight:
-    """8-bit symmetric: scale = max|w| / 127 of each group. Values already on such a grid are kept.
-
-    Raises:
-        ConfigError: see `quantize`.
-    """
-    w_OGK = _groups(weight_OI)
-    low, high = torch.aminmax(w_OGK, dim=-1)
-    _check_range(low, high)
-    scale = (torch.maximum(high, -low) / 127).to(torch.float16)
-    q = (w_OGK * _inverse(scale)[..., None]).round_().clamp_(-127, 127)
-    return QuantizedWeight(8, q.to(torch.int8).reshape(weight_OI.shape), scale)
-
-
-def dequantize(weight: QuantizedWeight) -> Tensor:
-    """float32 weight_OI."""
-    w_OGK = weight.q_OI.float().unflatten(1, (-1, GROUP)) * weight.scale_OG.float()[..., None]
-    if weight.min_OG is not None:
-        w_OGK += weight.min_OG.float()[..., None]
-    return w_OGK.flatten(1)
 
 
 def packed_bytes(out_features: int, in_features: int, bits: int) -> int:
@@ -168,23 +90,3 @@ def aligned_bytes(size: int) -> np.ndarray:
 
 def _int8_block_bytes(groups: int) -> int:
     return -(-groups * (INT8_DATA_BYTES + INT8_SCALE_BYTES) // 64) * 64
-
-
-def _inverse(scale: Tensor) -> Tensor:
-    scale = scale.float()
-    return torch.where(scale > 0, 1 / scale, torch.zeros_like(scale))
-
-
-def _groups(weight_OI: Tensor) -> Tensor:
-    if weight_OI.dim() != 2 or not weight_OI.is_floating_point() or weight_OI.shape[1] % GROUP or not weight_OI.numel():
-        raise ConfigError(
-            f"a weight to quantise must be a floating-point matrix with a multiple of {GROUP} columns, "
-            f"got {weight_OI.dtype} {tuple(weight_OI.shape)}"
-        )
-    return weight_OI.detach().float().unflatten(1, (-1, GROUP))
-
-
-def _check_range(low: Tensor, high: Tensor) -> None:
-    """Minima and maxima of the groups; NaN spreads to both."""
-    if not (low.amin() >= -_LARGEST_HALF and high.amax() <= _LARGEST_HALF):
-        raise ConfigError("a weight to quantise holds values that are not finite or exceed 65504")

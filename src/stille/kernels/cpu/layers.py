@@ -9,7 +9,7 @@ Names: T rows of the step, C hidden size, I intermediate size, D head width. Add
 import math
 
 from stille.kernels.cpu import job as J
-from stille.kernels.cpu.formats import BLOCK, GROUP, INT4_GROUP_BYTES, INT8_DATA_BYTES, INT8_SCALE_BYTES, X_GROUP_BYTES
+from stille.kernels.cpu.formats import BLOCK, INT4_GROUP_BYTES, INT8_DATA_BYTES, INT8_SCALE_BYTES, X_GROUP_BYTES
 from stille.kernels.cpu.simd import (
     add,
     broadcast,
@@ -32,6 +32,7 @@ from stille.kernels.cpu.simd import (
     unpack_quad,
 )
 from stille.kernels.cpu.tiles import call_kernel
+from stille.kernels.grids import GROUP
 
 
 @inner

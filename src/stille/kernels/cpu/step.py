@@ -10,7 +10,7 @@ from numba import types
 
 from stille.kernels.cpu import job as J
 from stille.kernels.cpu.experts import down_item, expert_item, expert_items, router_blocks, router_item
-from stille.kernels.cpu.formats import GROUP, X_GROUP_BYTES
+from stille.kernels.cpu.formats import X_GROUP_BYTES
 from stille.kernels.cpu.layers import (
     embed_row,
     gate_up_item,
@@ -36,6 +36,7 @@ from stille.kernels.cpu.simd import (
     store,
 )
 from stille.kernels.cpu.sparse import select_item, summarise_item
+from stille.kernels.grids import GROUP
 
 # Control block of a team, int64 entries.
 EPOCH, OPEN, ACTIVE, JOB, STOP, MUTEX, CONDITION, CONTROL_FIELDS = range(8)

@@ -89,6 +89,7 @@ def card(
         f"- Distillation: {trained['steps']:,} steps, {trained['tokens']:,} tokens, "
         f"{trained['seconds'] / 60:.1f} minutes, {trained['dtype']} arithmetic; loss: KL to the base "
         f"x {settings.loss.kl:g}, error of each layer's output x {settings.loss.layers:g}.",
+        *_grid(settings),
         f"- All stages: {minutes:.1f} minutes on {made['machine']}; code {made['commit']}, {made['date']}.",
         f"- Command: `{command(settings, device)}`",
         "", "| stage | minutes |", "| --- | ---: |",
@@ -117,6 +118,15 @@ def card(
     return "\n".join(lines) + "\n"
 
 
+def _grid(settings: DefaultSettings) -> list[str]:
+    if settings.quantize == "none":
+        return []
+    return [
+        f"- Weights were rounded to {settings.quantize} while it learned, as `stille serve` does on a CPU. The changes "
+        "are kept unrounded; both are judged below."
+    ]
+
+
 def _text(settings: DefaultSettings, samples: dict[str, Any]) -> str:
     local = ", ".join(Path(file).name for file in settings.text) or "Python's standard library"
     if "source" in samples:
@@ -131,5 +141,6 @@ def command(settings: DefaultSettings, device: str) -> str:
     words = ["stille train default --out OUT", f"--device {device}"]
     options = {"minutes": "--minutes", "tokens": "--tokens", "rank": "--rank", "lr": "--lr", "seed": "--seed"}
     words += [f"{option} {getattr(settings, name)}" for name, option in options.items() if getattr(settings, name)]
+    words += [] if settings.quantize == "none" else [f"--quantize {settings.quantize}"]
     words += [] if settings.gate == "threshold" else [f"--gate {settings.gate}"]
     return " ".join([*words, f"--target-k {settings.target_k:g}"])

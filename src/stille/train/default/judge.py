@@ -20,11 +20,13 @@ from stille.model.decoder import StilleForCausalLM
 from stille.model.experts import expert_budget, expert_layers, record_routing
 from stille.model.load import load_model
 from stille.model.routing import Routing
+from stille.train.config import GRIDS
 from stille.train.default import plots
 from stille.train.default.making import MODEL
 from stille.train.default.samples import HELD_OUT, LIBRARY_HELD_OUT, base_digest, base_of
 from stille.train.default.settings import DefaultSettings
 from stille.train.default.stages import Context, Progress, files_digest, write_json
+from stille.train.low_rank import round_weights
 from stille.train.weights import DTYPES
 
 JUDGEMENT = "judge.json"
@@ -35,7 +37,9 @@ DECILES = 10
 
 def inputs(settings: DefaultSettings) -> dict[str, Any]:
     """What the stage reads."""
-    values = {name: getattr(settings, name) for name in ("judge_tokens", "budgets", "length", "dtype", "seed")}
+    values = {
+        name: getattr(settings, name) for name in ("judge_tokens", "budgets", "length", "dtype", "seed", "quantize")
+    }
     files = dict(zip((name for name, _ in settings.judge), files_digest(f for _, f in settings.judge), strict=True))
     return {"base": base_digest(settings), "files": files, **values}
 
@@ -45,10 +49,12 @@ def run(context: Context) -> dict[str, Any]:
     settings, samples = context.settings, context.done["samples"]
     dtype, shown = DTYPES[settings.dtype or "fp32"], not context.quiet
     dense = load_model(base_of(settings), dtype=dtype, device=context.device, progress=shown)
-    model = load_model(context.done["distill"] / MODEL, dtype=dtype, device=context.device, progress=shown).model
+    models = {"": _trained(context, dtype)}
+    if bits := GRIDS[settings.quantize]:
+        models[f", {settings.quantize}"] = _trained(context, dtype, bits)
     sources = {"samples": samples / HELD_OUT, "library": samples / LIBRARY_HELD_OUT}
     sources |= {name: Path(file) for name, file in settings.judge}
-    budgets = settings.conversion().judged_budgets(expert_layers(model)[0].settings)
+    budgets = settings.conversion().judged_budgets(expert_layers(models[""])[0].settings)
     found: dict[str, Any] = {}
     for at, (name, file) in enumerate(sources.items()):
         ids = sequences(
@@ -57,16 +63,27 @@ def run(context: Context) -> dict[str, Any]:
         if not len(ids):
             raise ConfigError(f"{file} has less than one sequence of {settings.length} tokens to judge {name} on.")
 
-        def report(share: float, at: int = at, name: str = name) -> None:
-            context.report(Progress("judge", at + share, len(sources), name))
+        for part, (grid, model) in enumerate(models.items()):
 
-        found[name] = judge(dense.model, model, ids, budgets, report)
-    target = model.config.experts["target_k"]  # pyright: ignore[reportOptionalSubscript]
+            def report(share: float, done: float = at + part / len(models), name: str = name + grid) -> None:
+                context.report(Progress("judge", done + share / len(models), len(sources), name))
+
+            found[name + grid] = judge(dense.model, model, ids, budgets, report)
+    target = models[""].config.experts["target_k"]  # pyright: ignore[reportOptionalSubscript]
     judgement = {"target_k": target, "gate": settings.gate, "dtype": settings.dtype, "domains": found}
     for name, content in plots.draw(judgement).items():
         (context.folder / name).write_bytes(content)
     write_json(context.folder / JUDGEMENT, judgement)
     return {"kl": {name: at_target(each, target)["kl"] for name, each in found.items()}}
+
+
+def _trained(context: Context, dtype: torch.dtype, bits: int = 0) -> StilleForCausalLM:
+    """What distillation made, on the grid that it learned for if bits are given."""
+    shown = not context.quiet
+    model: Any = load_model(context.done["distill"] / MODEL, device=context.device, progress=shown).model
+    if bits:
+        round_weights(model, bits)
+    return model.to(dtype)
 
 
 def at_target(domain: dict[str, Any], target: float) -> dict[str, Any]:

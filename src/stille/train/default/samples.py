@@ -169,7 +169,7 @@ class Writer:
             large = self.device == "cuda"
             length = min(most, wanted)
             self._llm = LLM(
-                model=source, device=self.device, dtype="bf16" if large else "fp32", max_num_seqs=s.sequences,
+                model=source, device=self.device, dtype="bf16" if large else "auto", max_num_seqs=s.sequences,
                 max_model_len=length, kv_cache_tokens=length * int(s.sequences or 1) if large else None, seed=s.seed,
             )  # fmt: skip
         return self._llm
