@@ -10,10 +10,14 @@ import torch
 
 from stille.errors import ConfigError
 from stille.model import load_model
+from stille.model.experts import expert_layers, record_routing
+from stille.train.data import in_order, store_of
 from stille.train.default import STAGES, Context, DefaultSettings, Pipeline, Stage, Stopped, make
 from stille.train.default import pipeline as pipeline_of
+from stille.train.default.making import distill_inputs
 from stille.train.default.samples import read_lines
 from stille.train.default.stages import note_of
+from stille.train.losses import run_model
 
 NAMES = [stage.name for stage in STAGES]
 
@@ -67,6 +71,24 @@ def test_the_result_is_a_model_with_a_card_of_its_own_figures(made, tiny_setting
     assert f"{note_of(folder(made, 'distill'))['found']['tokens']:,} tokens" in card
     assert "stille train default" in card
     assert not (made / "work").exists() or not any((made / "work").iterdir())
+
+
+def test_thresholds_are_those_of_the_trained_model(made, tiny_settings):
+    """At the target the mean is met on the text that was learned; the controller, which training moved, is at rest."""
+    text = [folder(made, "samples") / f"{name}.jsonl" for name in ("samples", "library")]
+    result = load_model(folder(made, "distill") / "model", progress=False)
+    with torch.no_grad(), record_routing(result.model) as logs:
+        for batch in in_order(store_of(text, result.tokenizer, made / "tokens"), 32, 2, 256 // 32):
+            run_model(result.model, batch)
+    shutil.rmtree(made / "tokens")
+    for layer, log in zip(expert_layers(result.model), logs, strict=True):
+        assert not layer.gate.correction.any()
+        assert log.mean_k == pytest.approx(2, rel=0.05)
+    start = expert_layers(load_model(folder(made, "convert") / "delta", progress=False).model)
+    for before, layer in zip(start, expert_layers(result.model), strict=True):
+        assert not torch.equal(before.gate.quantiles, layer.gate.quantiles)
+    keys = [distill_inputs(tiny_settings(**c).filled("cpu")) for c in ({}, {"calibration_tokens": 320})]
+    assert keys[0] != keys[1]
 
 
 def test_samples_are_chats_and_continuations_and_none_is_judged_and_learned(made):

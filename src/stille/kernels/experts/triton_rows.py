@@ -74,18 +74,19 @@ def swiglu_backward_kernel(
 @triton.jit
 def combine_kernel(
     rows_ptr, weight_ptr, row_ptr, end_ptr, out_ptr,
-    K: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, HAS_WEIGHT: tl.constexpr,
+    K: tl.constexpr, C: tl.constexpr, BLOCK_C: tl.constexpr, HAS_WEIGHT: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    k = tl.arange(0, BLOCK_K)
-    row = tl.load(row_ptr + token * K + k, mask=k < K, other=0)
-    used = (k < K) & (row < tl.load(end_ptr))
-    mask = used[:, None] & (c < C)[None, :]
-    value = tl.load(rows_ptr + row.to(tl.int64)[:, None] * C + c[None, :], mask=mask, other=0.0).to(tl.float32)
-    if HAS_WEIGHT:
-        value *= tl.load(weight_ptr + token * K + k, mask=used, other=0.0).to(tl.float32)[:, None]
-    tl.store(out_ptr + token * C + c, tl.sum(value, axis=0), mask=c < C)
+    end = tl.load(end_ptr)
+    total = tl.zeros([BLOCK_C], tl.float32)
+    for k in tl.range(0, K, loop_unroll_factor=8):  # the loads of several columns are on their way at once
+        row = tl.load(row_ptr + token * K + k).to(tl.int64)
+        value = tl.load(rows_ptr + row * C + c, mask=c < tl.where(row < end, C, 0), other=0.0).to(tl.float32)
+        if HAS_WEIGHT:
+            value *= tl.where(row < end, tl.load(weight_ptr + token * K + k).to(tl.float32), 0.0)
+        total += value
+    tl.store(out_ptr + token * C + c, total, mask=c < C)
 
 
 @triton.jit
@@ -152,12 +153,10 @@ def combine(rows_RC: Tensor, weight_TK: Tensor | None, routes: Routes) -> Tensor
     if columns == 0:
         return out.zero_()
     if out.numel():
-        block_k = next_power_of_2(columns)
-        block_c = min(next_power_of_2(width), max(16, 4096 // block_k))
-        combine_kernel[(tokens, triton.cdiv(width, block_c))](
+        block = min(next_power_of_2(width), 1024)
+        combine_kernel[(tokens, triton.cdiv(width, block))](
             rows_RC, weight_TK, routes.row_TK, routes.ends_E[-1:], out,
-            K=columns, C=width, BLOCK_K=block_k, BLOCK_C=block_c, HAS_WEIGHT=weight_TK is not None,
-            num_warps=_warps(block_k * block_c),
+            K=columns, C=width, BLOCK_C=block, HAS_WEIGHT=weight_TK is not None, num_warps=max(1, block // 256),
         )  # fmt: skip
     return out
 

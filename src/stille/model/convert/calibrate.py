@@ -1,12 +1,17 @@
 """Thresholds of a converted layer: quantiles of its scores, so placed that a mean number of experts is met."""
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from stille.model.routing import STEPS, ExpertsConfig, Gate, score_quantiles
+from stille.errors import ConfigError
+from stille.model.experts import expert_budget, expert_layers
+from stille.model.routing import STEPS, ExpertsConfig, Gate, check_budget, score_quantiles
 
 
 @dataclass
@@ -28,24 +33,16 @@ class Calibration:
 
 @torch.no_grad()
 def calibrate(gate: Gate, x_NC: Tensor) -> Calibration:
-    """Set a gate's quantiles by the layer's inputs.
-
-    Where `min_k` and `max_k` bind, plain quantiles would miss the mean: a token that exceeds no threshold runs `min_k`
-    experts all the same. So the column of a target holds the quantile at which the mean, bounds included, is that
-    target (or as near as it gets).
+    """Set a gate's quantiles by the layer's inputs, see `place_quantiles`.
 
     Args:
-        gate: with weights in place; a top-k gate gets plain quantiles, which it does not use.
+        gate: with weights in place.
         x_NC: layer inputs of calibration tokens, any float dtype.
     """
     config = gate.config
     device = gate.quantiles.device
     score_NE = torch.cat([gate.scores(x.to(device)) for x in x_NC.split(4096)])
-    gate.correction.zero_()
-    quantiles = score_quantiles(score_NE)
-    if config.gate == "threshold":
-        quantiles = _bounded(score_NE, quantiles, config)
-    gate.quantiles.copy_(quantiles)
+    place_quantiles(gate, score_NE)
     was_training = gate.training
     gate.eval()
     load_E, means = torch.zeros(config.num_experts, device=device), []
@@ -57,6 +54,96 @@ def calibrate(gate: Gate, x_NC: Tensor) -> Calibration:
     violation = float(load_E.max() / load_E.mean().clamp(min=1e-30) - 1)
     mean = float(load_E.sum()) / len(x_NC)
     return Calibration(means, mean, violation, (load_E == 0).nonzero().flatten().tolist())
+
+
+@torch.no_grad()
+def place_quantiles(gate: Gate, score_NE: Tensor) -> None:
+    """Set a gate's quantiles by scores, and its correction to 0.
+
+    Where `min_k` and `max_k` bind, plain quantiles would miss the mean: a token that exceeds no threshold runs `min_k`
+    experts all the same. So the column of a target holds the quantile at which the mean, bounds included, is that
+    target (or as near as it gets).
+
+    Args:
+        gate: a top-k gate gets plain quantiles, which it does not use.
+        score_NE: float32, of calibration tokens.
+    """
+    gate.quantiles.copy_(_table(score_NE, gate.config))
+    gate.correction.zero_()
+
+
+@torch.no_grad()
+def recalibrate(model: nn.Module, run: Callable[[], object], budgets: Sequence[float]) -> None:
+    """Place the thresholds of all layers anew, from the hidden states that the model itself has at several budgets.
+
+    What a layer is given depends on how many experts the layers before it ran. So thresholds near a budget come from a
+    run at that budget, those between two budgets from both; beyond the least and the largest, from the nearest. Old
+    thresholds hold during the runs. Gates by top-k stay what they are.
+
+    Args:
+        model: with layers of kind "experts"; it runs in evaluation mode.
+        run: runs the model over all calibration tokens.
+        budgets: mean numbers of experts, at least one.
+
+    Raises:
+        ConfigError: a budget out of range, no budget, or no tokens.
+    """
+    gates = [layer.gate for layer in expert_layers(model) if layer.settings.gate == "threshold"]
+    if not gates:
+        return
+    if not budgets:
+        raise ConfigError("thresholds need at least one budget to be placed by.")
+    for budget in budgets:
+        check_budget(budget, gates[0].config)  # before the first run, not in the last
+    budgets, was_training = sorted(budgets), model.training
+    tables: list[list[Tensor]] = [[] for _ in gates]
+    model.eval()
+    try:
+        for budget in reversed(budgets):
+            with expert_budget(model, budget), _scores(gates) as scores:
+                run()
+            for gate, table, seen in zip(gates, tables, scores, strict=True):
+                if not seen:
+                    raise ConfigError("thresholds need tokens to be placed by: a layer was given none.")
+                table.insert(0, _table(torch.cat(seen), gate.config))
+                seen.clear()
+    finally:
+        model.train(was_training)
+    for gate, table in zip(gates, tables, strict=True):
+        share = float(gate.layer_share)
+        gate.quantiles.copy_(_between(table, [budget * share for budget in budgets]))
+        gate.correction.zero_()
+
+
+@contextmanager
+def _scores(gates: list[Gate]) -> Iterator[list[list[Tensor]]]:
+    """Scores [T, E] of every gate, for each time that it runs inside."""
+    found: list[list[Tensor]] = [[] for _ in gates]
+
+    def keep(seen: list[Tensor]) -> Callable[[Gate, tuple[Any, ...]], None]:
+        return lambda gate, given: seen.append(gate.scores(given[0]))
+
+    with ExitStack() as stack:
+        for gate, seen in zip(gates, found, strict=True):
+            stack.callback(gate.register_forward_pre_hook(keep(seen)).remove)
+        yield found
+
+
+def _between(tables: list[Tensor], levels: list[float]) -> Tensor:
+    """Quantiles [E, J + 1] of which column j comes from the tables at the levels (ascending) next to j / STEPS."""
+    table_BEJ = torch.stack(tables)
+    columns = table_BEJ.shape[2]
+    at = np.interp(np.arange(columns) / STEPS, levels, np.arange(len(levels), dtype=float))
+    place = torch.as_tensor(at, dtype=torch.float32, device=table_BEJ.device)
+    low, column = place.long(), torch.arange(columns, device=table_BEJ.device)
+    high = (low + 1).clamp(max=len(levels) - 1)
+    mixed_JE = torch.lerp(table_BEJ[low, :, column], table_BEJ[high, :, column], (place - low).unsqueeze(1))
+    return mixed_JE.T.cummin(dim=1).values
+
+
+def _table(score_NE: Tensor, config: ExpertsConfig) -> Tensor:
+    quantiles = score_quantiles(score_NE)
+    return _bounded(score_NE, quantiles, config) if config.gate == "threshold" else quantiles
 
 
 def _mean(score_NE: Tensor, threshold_E: Tensor, config: ExpertsConfig) -> float:

@@ -4,20 +4,28 @@ from typing import Any
 
 import torch
 
+from stille.model.convert.calibrate import recalibrate
 from stille.model.convert.pipeline import convert as convert_dense
+from stille.model.decoder import StilleForCausalLM
+from stille.model.experts import expert_layers
 from stille.model.load import load_model
 from stille.model.tokenizer import load_tokenizer
 from stille.train.config import TrainConfig
-from stille.train.data import store_of
+from stille.train.data import TokenStore, in_order, store_of
 from stille.train.default.samples import HELD_OUT, LIBRARY, SAMPLES, base_digest, base_of
 from stille.train.default.settings import DefaultSettings
 from stille.train.default.stages import Context, Progress, Stopped
 from stille.train.export import export_delta
 from stille.train.loop import Progress as Step
 from stille.train.loop import train
+from stille.train.losses import run_model
 from stille.train.weights import DTYPES, World
 
 DELTA, MODEL, METRICS = "delta", "model", "metrics.jsonl"
+BUDGETS = (2.0, 3.0, 8.0, 12.0)
+"""Mean numbers of experts, beside the target, that thresholds are placed by after the training."""
+MOST_TOKENS = 131_072
+"""Of the text that they are placed by."""
 
 
 def convert_inputs(settings: DefaultSettings) -> dict[str, Any]:
@@ -43,7 +51,10 @@ def convert(context: Context) -> dict[str, Any]:
 def distill_inputs(settings: DefaultSettings) -> dict[str, Any]:
     """What the stage "distill" reads."""
     config = settings.training()
-    return {"base": base_digest(settings), "settings": config.identity() | {"minutes": config.minutes}}
+    found = {"base": base_digest(settings), "settings": config.identity() | {"minutes": config.minutes}}
+    if settings.gate == "threshold":
+        found["thresholds"] = {"tokens": _calibration_tokens(settings), "budgets": [*BUDGETS, settings.target_k]}
+    return found
 
 
 def distill(context: Context) -> dict[str, Any]:
@@ -65,12 +76,36 @@ def distill(context: Context) -> dict[str, Any]:
     )  # fmt: skip
     if not result.finished:
         raise Stopped
+    if settings.gate == "threshold":
+        context.report(Progress("distill", 1.0, 1.0, "thresholds are placed anew"))
+        _place_thresholds(result.model, store, config, _calibration_tokens(settings), device)
     about = {
         "base": base, "trained by": "stille train default", "steps": result.step, "tokens": result.tokens,
         "seconds": round(result.seconds, 1), "rank": config.rank, "dtype": config.dtype,
     }  # fmt: skip
     export_delta(result, start, folder / MODEL, about)
     return {**about, "tokens in the text": len(store.tokens), "evaluation": result.evaluation}
+
+
+def _calibration_tokens(settings: DefaultSettings) -> int:
+    """After the training; of filled settings."""
+    return min(settings.calibration_tokens or 0, MOST_TOKENS)
+
+
+def _place_thresholds(
+    model: StilleForCausalLM, store: TokenStore, config: TrainConfig, tokens: int, device: torch.device
+) -> None:
+    """Of the trained model, by text that it learned from."""
+    experts = expert_layers(model)[0].settings
+    least, most = max(1, experts.min_k), experts.max_k
+    budgets = {b for b in (*BUDGETS, experts.target_k) if least <= b <= most and b < experts.num_experts}
+
+    def run() -> None:
+        for batch in in_order(store, config.length, config.micro_batch, max(1, tokens // config.length)):
+            run_model(model, batch.to(device))
+
+    for _ in range(2 if budgets else 0):  # the second by hidden states under the new thresholds
+        recalibrate(model, run, sorted(budgets))
 
 
 def _shown(step: Step, config: TrainConfig) -> Progress:
