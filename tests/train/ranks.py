@@ -27,7 +27,8 @@ def main(file: Path) -> None:
 
             loss = DISTILL if kind == "distill" else LossWeights()
             config = TrainConfig.from_dict(
-                {**plan["config"], "dtype": dtype, "parallel": parallel, "rank": rank} | {"loss": vars(loss)}
+                {**plan["config"], "dtype": dtype, "parallel": parallel, "rank": rank}
+                | {"loss": vars(loss), "dial": 0.5 if rank else 0.0}
             )
             teacher = model(False).to(torch.bfloat16 if dtype == "bf16" else torch.float32) if loss.kl else None
             out = Path(plan["out"]) / name

@@ -4,14 +4,16 @@ import json
 import os
 import signal
 
+import numpy as np
 import pytest
 import torch
 
 from stille.errors import CheckpointError, ConfigError
 from stille.model import StilleForCausalLM, load_model
+from stille.model.experts import expert_layers
 from stille.train import DISTILL, LossWeights, byte_tokenizer, evaluate, train
 from stille.train import checkpoint as checkpoints
-from stille.train.config import TrainConfig, learning_rate, progress_of, read_json, target_k
+from stille.train.config import TrainConfig, learning_rate, progress_of, read_json, sequence_targets, target_k
 from stille.train.loop import CHECKPOINTS, METRICS
 from stille.train.losses import Objective
 
@@ -190,9 +192,59 @@ def test_curves():
     assert target_k(TrainConfig(steps=10), 0, 16, 4) == 4
 
 
+def test_a_share_of_the_sequences_runs_at_other_budgets(make_model, settings, store, tmp_path):
+    config = TrainConfig(steps=10, batch=4096, micro_batch=4096, dial=0.25, seed=3)
+    drawn = sequence_targets(config, 5, 4.8, 1, 16)
+    other = drawn != np.float32(4.8)
+    assert np.array_equal(drawn, sequence_targets(config, 5, 4.8, 1, 16))
+    assert not np.array_equal(drawn, sequence_targets(config, 6, 4.8, 1, 16))
+    assert other.mean() == pytest.approx(0.25, abs=0.03)
+    assert (drawn[other].min(), drawn[other].max()) == pytest.approx((2.4, 16), abs=0.1)
+    assert sequence_targets(config, 5, 4.8, 4, 16).min() >= 4
+    seen = []
+
+    def watch(model):
+        for layer in expert_layers(model):
+            layer.register_forward_pre_hook(lambda layer, _: seen.append(layer.budget))
+        return model
+
+    train(watch(make_model()), store, settings(steps=1, anneal=0, dial=1.0, micro_batch=2), tmp_path)
+    asked = sequence_targets(settings(dial=1.0), 0, 1.5, 1, 4)
+    layers = 2
+    for micro in range(2):
+        for budget in seen[layers * micro : layers * (micro + 1)]:
+            assert np.array_equal(budget.numpy(), asked[2 * micro : 2 * micro + 2].repeat(32))
+    assert lines(tmp_path)[0]["target_k"] == pytest.approx(asked.mean())
+
+
+@pytest.mark.parametrize("gates", ["learned", "frozen"])
+def test_frozen_namesstay_and_thresholds_follow(make_model, settings, store, tmp_path, gates):
+    start = {name: value.clone() for name, value in make_model().state_dict().items()}
+    end = train(make_model(), store, settings(steps=3, anneal=0, gates=gates), tmp_path).model.state_dict()
+    moved = {
+        name.rpartition("mlp.")[2] for name in start if "gate." in name and not torch.equal(start[name], end[name])
+    }
+    assert {"gate.scale", "gate.quantiles", "gate.correction"} <= moved
+    assert ("gate.up.weight" in moved) == ("gate.up.bias" in moved) == (gates == "learned")
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_frozen_namespull_at_no_hidden_state(make_model, frozen):
+    gate = expert_layers(make_model(target_k=2.0))[0].gate.train()
+    torch.nn.init.ones_(gate.scale)
+    if frozen:
+        gate.freeze()
+    x = torch.randn(5, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    gate(x).weight_TK.sum().backward()
+    assert (x.grad is None) == (gate.up.weight.grad is None) == frozen
+    assert gate.scale.grad.abs().max() > 0  # the weights of experts learn
+
+
 @pytest.mark.parametrize(
     ("values", "mentions"),
     [
+        (dict(dial=1.5), "dial"),
+        (dict(gates="open"), "learned, frozen"),
         (dict(steps=None), "end"),
         (dict(steps=0), "steps=0"),
         (dict(minutes=0), "minutes"),

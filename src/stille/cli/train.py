@@ -179,6 +179,11 @@ def distill_command(
     micro_batch: MicroBatch = None,
     length: Length = 1024,
     rank: Rank = 0,
+    gates: Annotated[str, _option(RUN, help="learned, or frozen: which experts a token gets is given.")] = "learned",
+    dial: Annotated[
+        float,
+        _option(RUN, help="Share of the sequences at other mean numbers of experts, from half the target to all."),
+    ] = 0.0,
     quantize: Annotated[
         str, _option(RUN, help="With --rank, int4 or int8: learn what is best once weights are rounded so; none.")
     ] = "none",

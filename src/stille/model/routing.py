@@ -134,6 +134,10 @@ class Gate(nn.Module):
     Args:
         width: hidden size (C).
         config: the settings.
+
+    Attributes:
+        seen: what training saw since the last `balance`.
+        frozen: see `freeze`.
     """
 
     quantiles: Tensor
@@ -153,6 +157,7 @@ class Gate(nn.Module):
         self.register_buffer("layer_share", torch.ones(1))
         self.register_buffer("load_bias", torch.zeros(experts))
         self.seen: Seen | None = None
+        self.frozen = False
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Gate":
         """Move or convert, but for the precision of `BALANCE`."""
@@ -163,6 +168,13 @@ class Gate(nn.Module):
             if moved.dtype != value.dtype:
                 setattr(self, name, value.to(moved.device))
         return self
+
+    def freeze(self) -> None:
+        """From now on scores are given: no gradient goes to what makes them, nor through them to the hidden states."""
+        self.frozen = True
+        for part in (self.down, self.up):
+            if part is not None:
+                part.requires_grad_(False)
 
     def scores(self, x_TC: Tensor) -> Tensor:
         """float32 [T, E], whatever the dtype of x."""
@@ -196,6 +208,8 @@ class Gate(nn.Module):
         In training, scores are kept for `balance`, and the weights carry gradients to them straight through.
         """
         score = self.scores(x_TC)
+        if self.frozen:
+            score = score.detach()
         target = self.config.target_k if target is None else target
         if self.config.gate == "top_k":
             margin, mask = self._top_k(score, target)

@@ -5,7 +5,8 @@
 
 from stille.train.config import DISTILL, LossWeights, TrainConfig
 from stille.train.data import TokenStore, prepare
-from stille.train.loop import Progress, Result, evaluate, train
+from stille.train.evaluate import evaluate
+from stille.train.loop import Progress, Result, train
 from stille.train.text import byte_tokenizer
 from stille.train.weights import World, open_world
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from stille.errors import ConfigError
 
 
@@ -68,6 +70,10 @@ class TrainConfig:
         save_minutes: minutes between checkpoints, beside `save_every`; None: by steps only.
         quantize: with `rank`, the grid of the CPU engine that matrices are rounded to after each step, so that pairs
             learn what is best once rounded (gradients pass straight through). The pairs themselves are not rounded.
+        gates: "frozen": what scores experts stays as it is and gets no gradient, nor does what it scores; thresholds
+            and the weights of experts still follow.
+        dial: share of the sequences that run at another mean number of experts, drawn evenly from half the target to
+            all, so that one checkpoint learns every budget.
 
     Raises:
         ConfigError: a value out of range, neither steps nor minutes, or `rank` with "fsdp", or
@@ -103,6 +109,8 @@ class TrainConfig:
     rate_whole: float = 0.25
     save_minutes: float | None = None
     quantize: Literal["none", "int4", "int8"] = "none"
+    gates: Literal["learned", "frozen"] = "learned"
+    dial: float = 0.0
 
     def __post_init__(self) -> None:
         if self.steps is None and self.minutes is None:
@@ -122,7 +130,7 @@ class TrainConfig:
             raise ConfigError("expected lr above 0, weight_decay and clip of at least 0.")
         if not self.rate_b > 0 or self.rate_whole < 0:
             raise ConfigError("expected rate_b above 0 and rate_whole of at least 0.")
-        for name in ("final_lr", "decay", "anneal", "beta1", "beta2"):
+        for name in ("final_lr", "decay", "anneal", "beta1", "beta2", "dial"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}={getattr(self, name)}, expected a number from 0 to 1.")
         for name, known in CHOICES.items():
@@ -163,7 +171,7 @@ GRIDS = {"none": 0, "int4": 4, "int8": 8}
 
 CHOICES = {
     "schedule": ("cosine", "wsd"), "dtype": ("fp32", "bf16"), "parallel": ("replicate", "fsdp"),
-    "quantize": tuple(GRIDS),
+    "quantize": tuple(GRIDS), "gates": ("learned", "frozen"),
 }  # fmt: skip
 
 
@@ -201,6 +209,22 @@ def target_k(config: TrainConfig, progress: float, experts: int, target: float) 
     if config.anneal == 0 or progress >= config.anneal:
         return float(target)
     return experts + (target - experts) * progress / config.anneal
+
+
+def sequence_targets(config: TrainConfig, step: int, target: float, least: float, experts: int) -> np.ndarray:
+    """Mean numbers of experts of a step's sequences: float32 [batch]; a share of `dial` differs from the target.
+
+    Args:
+        config: for dial, batch and seed.
+        step: counted from 0.
+        target: of the others.
+        least: no number is below it.
+        experts: no number is above it.
+    """
+    dice = np.random.default_rng([config.seed, step, 1])
+    other = dice.random(config.batch) < config.dial
+    drawn = dice.uniform(max(least, target / 2), experts, config.batch)
+    return np.where(other, drawn, target).astype(np.float32)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -21,10 +21,11 @@ from stille.errors import ConfigError
 from stille.model.config import StilleConfig
 from stille.model.convert.delta import LOW_RANK_A, LOW_RANK_B
 from stille.model.decoder import StilleForCausalLM
-from stille.model.experts import LayerRouting, balance, expert_budget, expert_layers, record_routing
+from stille.model.experts import LayerRouting, balance, expert_layers, record_routing
 from stille.train import checkpoint
-from stille.train.config import GRIDS, TrainConfig, learning_rate, progress_of, target_k
-from stille.train.data import Batches, TokenStore, in_order
+from stille.train.config import GRIDS, TrainConfig, learning_rate, progress_of, sequence_targets, target_k
+from stille.train.data import Batches, TokenStore
+from stille.train.evaluate import evaluate
 from stille.train.losses import Objective, Scales
 from stille.train.low_rank import LowRank, Pairs
 from stille.train.weights import DTYPES, Replicated, Sharded, World
@@ -130,10 +131,13 @@ class _Run:
         self.model = model
         layout = dict(length=config.length, batch=config.batch, micro_batch=config.micro_batch, seed=config.seed)
         self.batches = Batches(store, **layout, rank=world.rank, ranks=world.size)
+        self.layers = expert_layers(model)
+        if config.gates == "frozen":
+            for layer in self.layers:
+                layer.gate.freeze()
         self.objective = Objective(model, config.loss, teacher)
         self.weights = _weights(self.objective, config, world)
         self.optimizer = _optimizer(self.weights.masters, config, world.device)
-        self.layers = expert_layers(model)
         self.identity = json.loads(
             json.dumps({"config": config.identity(), "data": store.digest, "model": _architecture(model)})
         )
@@ -210,12 +214,13 @@ class _Run:
         """Sums of the losses over all tokens of the step (of this process), the gradient's norm, and the rate."""
         config, world = self.config, self.world
         self.model.train()
-        target = self._set_target(progress)
+        self._set_target(progress)
         scales = Scales(
             1 / max(1, self.batches.labels(self.step)), 1 / (config.batch * config.length), self.weights.factor
         )
         sums = torch.zeros(4, device=world.device)
-        for batch in self.batches.step(self.step):
+        for number, batch in enumerate(self.batches.step(self.step)):
+            self._set_budgets(number)
             loss, found = self.objective(batch.to(world.device), scales)
             loss.backward()
             self.weights.collect()
@@ -231,18 +236,28 @@ class _Run:
         if self.layers:
             # Forget faster in the first steps: fresh gates score unlike what quantiles start from, and change fast.
             memory = min(self.layers[0].settings.memory, self.step / (self.step + 4))
-            balance(self.model, target, memory)
+            balance(self.model, self.asked, memory)
         return sums, norm, rate
 
-    def _set_target(self, progress: float) -> float | None:
+    def _set_target(self, progress: float) -> None:
         if not self.layers:
-            return None
-        settings = self.layers[0].settings
-        target = target_k(self.config, progress, settings.num_experts, settings.target_k)
-        self.objective.target = target
+            return
+        settings, config = self.layers[0].settings, self.config
+        target = target_k(config, progress, settings.num_experts, settings.target_k)
+        self.targets = sequence_targets(config, self.step, target, max(1, settings.min_k), settings.num_experts)
+        self.asked = float(self.targets.mean()) if config.dial else target
+        self.objective.target = self.asked
+
+    def _set_budgets(self, number: int) -> None:
+        """Of this process's micro-batch of the step."""
+        if not self.layers:
+            return
+        budget: float | Tensor = self.asked
+        if self.config.dial:
+            mine = self.targets.reshape(-1, self.config.micro_batch)[self.world.rank :: self.world.size][number]
+            budget = torch.from_numpy(mine).to(self.world.device).repeat_interleave(self.config.length)
         for layer in self.layers:
-            layer.budget = target
-        return target
+            layer.budget = budget
 
     def _metrics(
         self, progress: float, step: tuple[Tensor, Tensor, float], routing: list[LayerRouting], watch: "_Watch"
@@ -331,49 +346,6 @@ class _Run:
         for name, value in self.model.named_buffers():
             plain.get_buffer(name).copy_(value)
         return plain.eval()
-
-
-@torch.no_grad()
-def evaluate(
-    objective: Objective, store: TokenStore, config: TrainConfig, world: World, budget: float | None = None
-) -> dict[str, float]:
-    """Losses over held-out text; every process takes a part of the sequences and gets the result of all.
-
-    Args:
-        objective: model, teacher and weights.
-        store: the text.
-        config: for the length, the size of a micro-batch and the number of sequences.
-        world: processes and device.
-        budget: mean number of experts; None: the model's own.
-
-    Returns:
-        "held_out": mean cross-entropy of the next token; "held_out_kl" with a teacher; "held_out_k", the mean number
-        of experts of a token, in a model that has them.
-    """
-    objective.eval()
-    sums, labels, tokens = torch.zeros(4, device=world.device), 0, 0
-    batches = in_order(store, config.length, config.micro_batch, config.eval_sequences)
-    with expert_budget(objective.model, budget), record_routing(objective.model) as routing:
-        for number, batch in enumerate(batches):
-            if config.parallel == "replicate" and number % world.size != world.rank:
-                continue
-            _, found = objective(batch.to(world.device), Scales(0.0, 0.0))
-            sums += found
-            labels += int((batch.label_BT >= 0).sum())
-            tokens += batch.ids_BT.numel()
-    counts = torch.tensor([labels, tokens], dtype=torch.float64, device=world.device)
-    world.total(counts)
-    world.total(sums)
-    for layer in routing:
-        world.total(layer.load_E)
-        world.total(layer.count_K)
-    labels, tokens = max(1.0, counts[0].item()), max(1.0, counts[1].item())
-    found = {"held_out": float(sums[0]) / labels}
-    if objective.teacher is not None:
-        found["held_out_kl"] = float(sums[1]) / tokens
-    if routing:
-        found["held_out_k"] = sum(layer.mean_k for layer in routing) / len(routing)
-    return found
 
 
 def _weights(objective: Objective, config: TrainConfig, world: World) -> Replicated | Sharded:

@@ -35,8 +35,8 @@ class DefaultSettings:
         gate, target_k, min_k, max_k: of the experts, see `ExpertsConfig`.
         num_experts, shared_size, expert_size, router_size: see `ConvertSettings`.
         minutes, steps: of distillation, whichever is over first; steps None: by the clock alone.
-        rank, lr, rate_b, rate_whole, warmup, anneal, batch, micro_batch, length, loss, dtype, quantize: see
-            `TrainConfig`.
+        rank, lr, rate_b, rate_whole, warmup, anneal, batch, micro_batch, length, loss, dtype, quantize, gates, dial:
+            see `TrainConfig`.
         judge_tokens: of each kind of text.
         judge: other files to judge on, [name, path] pairs.
         budgets: mean numbers of experts that are judged.
@@ -84,6 +84,8 @@ class DefaultSettings:
     loss: LossWeights = DISTILL
     dtype: str | None = None
     quantize: str = "none"
+    gates: str = "frozen"
+    dial: float = 0.25
     judge_tokens: int | None = None
     judge: tuple[tuple[str, str], ...] = ()
     budgets: tuple[float, ...] = (3, 4.8, 8, 16)
@@ -160,7 +162,10 @@ class DefaultSettings:
     def training(self) -> TrainConfig:
         """Of the stage `distill`; of filled settings."""
         names = ("steps", "minutes", "batch", "micro_batch", "length", "lr", "rate_b", "rate_whole", "warmup")
-        values = {name: getattr(self, name) for name in (*names, "anneal", "rank", "seed", "loss", "dtype", "quantize")}
+        values = {
+            name: getattr(self, name)
+            for name in (*names, "anneal", "rank", "seed", "loss", "dtype", "quantize", "gates", "dial")
+        }
         return TrainConfig(
             **values, weight_decay=0.0, save_every=1_000_000, save_minutes=1.0, keep=1, log_every=10, eval_sequences=32
         )
