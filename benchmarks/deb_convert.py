@@ -29,6 +29,7 @@ from torch import Tensor
 
 from deb_sides import tiny
 from deb_sides.plots import draw
+from deb_sides.tasks import record_tasks
 from hsa_sides.gpu import Failure, Records, expect
 from stille.errors import ConfigError, StilleError
 from stille.evals import quality
@@ -41,7 +42,7 @@ from stille.model.checkpoint import build_model
 from stille.model.convert.delta import ORDER, is_delta, read_delta
 from stille.model.convert.pipeline import split_state
 from stille.model.convert.split import Layout
-from stille.model.experts import expert_layers
+from stille.model.experts import expert_layers, record_routing
 from stille.model.load import fetch
 
 COMMAND = "python benchmarks/deb_convert.py --deb DELTA --twin TWIN --text TEXTS --domain DOMAINS --data DATA"
@@ -49,6 +50,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
 TARGET, BUDGETS, TOP_K = 4.8, (3.0, 4.8, 8.0, 16.0), 8
 FEW, MANY, DECILES = 3, 8, 10
+EVEN = "even"  # the side at whose budget DEB's measured mean over the texts is the target
 
 
 @dataclass
@@ -69,6 +71,7 @@ class Plan:
     target: float = TARGET
     budgets: Sequence[float] = BUDGETS
     top_k: int = TOP_K
+    asked: float = 0.0  # the budget at which the texts' measured mean is the target; found first
 
 
 @dataclass
@@ -80,6 +83,7 @@ class Models:
     def sides(self, plan: Plan) -> dict[str, tuple[StilleForCausalLM, float]]:
         """name -> model and mean number of experts."""
         sides = {key(budget): (self.deb.model, budget) for budget in plan.budgets}
+        sides |= {EVEN: (self.deb.model, plan.asked)} if plan.asked else {}
         return sides | {f"top{plan.top_k}": (self.twin.model, float(plan.top_k))}
 
 
@@ -109,12 +113,14 @@ class Routed:
 
 @dataclass
 class Read:
-    """What was measured on a text: mean losses of base and sides, the sides' divergences, routing at the target."""
+    """What was measured on a text: mean losses of base and sides, the sides' divergences and mean numbers of experts,
+    routing at the target."""
 
     tokens: int
     base_loss: float
     loss: dict[str, float]
     kl: dict[str, float]
+    mean_k: dict[str, float]
     routed: Routed
 
 
@@ -181,6 +187,7 @@ def read(plan: Plan, models: Models, file: Path) -> Read:
     ids_ST = torch.tensor([window.ids for window in windows], device=DEVICE)
     names, routed = list(sides), Routed()
     sums = torch.zeros(1 + 2 * len(names), dtype=torch.float64, device=DEVICE)
+    ran = dict.fromkeys(names, 0.0)
     for ids in ids_ST.split(max(1, plan.batch // plan.length)):
         wanted = ids[:, 1:].flatten()
         base = predicting(hidden_states(models.base.model, ids))
@@ -188,6 +195,7 @@ def read(plan: Plan, models: Models, file: Path) -> Read:
         for name, (model, budget) in sides.items():
             with expert_budget(model, budget), gates_watched(model) as masks:
                 hidden[name] = predicting(hidden_states(model, ids))
+            ran[name] += sum(float(mask_TE.sum()) for mask_TE in masks) / len(masks) / ids_ST.numel()
             if name == target:
                 mask_LBTE = torch.stack(masks).unflatten(1, ids.shape)
                 routed.loads.append(mask_LBTE.sum((1, 2)).cpu())
@@ -208,8 +216,30 @@ def read(plan: Plan, models: Models, file: Path) -> Read:
     if not all(map(math.isfinite, rest)):
         raise Failure(f"{file.name}: losses or divergences are not finite")
     return Read(
-        count, base_loss, dict(zip(names, rest[::2], strict=True)), dict(zip(names, rest[1::2], strict=True)), routed
+        count,
+        base_loss,
+        dict(zip(names, rest[::2], strict=True)),
+        dict(zip(names, rest[1::2], strict=True)),
+        ran,
+        routed,
     )
+
+
+@torch.inference_mode()
+def budget_of_mean(plan: Plan, models: Models) -> float:
+    """The budget at which DEB's measured mean over a quarter of the texts is the target: means drift with the text."""
+    deb, low, high = models.deb.model, 1.0, float(max(plan.budgets))
+    ids_ST = torch.tensor(
+        [w.ids for f in plan.texts for w in load_windows(models.base.tokenizer, f, plan.tokens // 4, plan.length)]
+    ).to(DEVICE)
+    for _ in range(9):
+        budget, ran = (low + high) / 2, 0
+        for ids in ids_ST.split(max(1, plan.batch // plan.length)):
+            with expert_budget(deb, budget), record_routing(deb) as layers:
+                hidden_states(deb, ids)
+            ran += sum(int(layer.load_E.sum()) for layer in layers) / len(layers)
+        low, high = (low, budget) if ran / ids_ST.numel() > plan.target else (budget, high)
+    return (low + high) / 2
 
 
 def predicting(hidden_BTC: Tensor) -> Tensor:
@@ -238,32 +268,36 @@ def merged(reads: Sequence[Read]) -> Read:
         mean([one.base_loss for one in reads]),
         {name: mean([one.loss[name] for one in reads]) for name in names},
         {name: mean([one.kl[name] for one in reads]) for name in names},
+        {name: mean([one.mean_k[name] for one in reads]) for name in names},
         routed,
     )
 
 
 def record_texts(plan: Plan, whole: Read, by_name: dict[str, Read], records: Records) -> None:
     """Divergence from the base, and perplexity."""
-    target, twin, most = key(plan.target), f"top{plan.top_k}", key(max(plan.budgets))
+    twin, most = f"top{plan.top_k}", key(max(plan.budgets))
     if whole.kl[most] > 1:
         raise Failure(f"with all experts the KL to the base is {whole.kl[most]:.2f} nats: no conversion of this base")
     each = "; ".join(
         f"{name} " + ", ".join(f"{side} {one.kl[side]:.4f}" for side in one.kl) for name, one in by_name.items()
     )
     common = f"{whole.tokens:,} tokens of {', '.join(by_name)}, pieces of {plan.length}. By text: {each}."
+    means = ", ".join(f"{side} {one:.2f}" for side, one in whole.mean_k.items())
+    common += f" Measured means: {means}; {EVEN}: asked for {plan.asked:.3f}, which gives the target on these texts."
     kl, loss = whole.kl, whole.loss
-    text = f"KL from the dense model at a mean of {plan.target:g} experts, fixed top-{plan.top_k} beside it. "
+    text = f"KL from the dense model at a measured mean of {plan.target:g} experts, fixed top-{plan.top_k} beside it. "
     make = partial(measure, command=COMMAND, better="lower")
     records.append(
         make(
-            "deb.convert.kl", kl[target], "nats", baseline=f"fixed top-{plan.top_k}, converted and trained identically",
+            "deb.convert.kl", kl[EVEN], "nats", baseline=f"fixed top-{plan.top_k}, converted and trained identically",
             baseline_value=kl[twin], goal="ratio >= 1.0", notes=text + common,
         )
     )  # fmt: skip
-    text = f"KL from the dense model at a mean of {plan.target:g} experts, on held-out text. "
-    records.append(make("deb.convert.kl.absolute", kl[target], "nats", goal="value <= 0.05", notes=text + common))
+    text = f"KL from the dense model at a measured mean of {plan.target:g} experts, on held-out text. "
+    records.append(make("deb.convert.kl.absolute", kl[EVEN], "nats", goal="value <= 0.05", notes=text + common))
     for side in kl:
-        which = f"fixed top-{plan.top_k}" if side == twin else f"a mean of {side[1:].replace('_', '.')} experts"
+        which = f"a budget of {side[1:].replace('_', '.')} experts"
+        which = {twin: f"fixed top-{plan.top_k}", EVEN: f"a measured mean of {plan.target:g} experts"}.get(side, which)
         notes = f"KL from the dense model with {which}, on held-out text. {common}"
         records.append(make(f"deb.convert.kl.{side}", kl[side], "nats", notes=notes))
         notes = f"Perplexity with {which} on held-out text. {whole.tokens:,} tokens of {', '.join(by_name)}."
@@ -351,47 +385,6 @@ def record_entropy(plan: Plan, whole: Read, records: Records) -> dict[str, list[
     return found
 
 
-def record_tasks(plan: Plan, models: Models, records: Records) -> None:
-    """What is retained of the base's accuracy."""
-    if plan.data is None:
-        return
-    tasks = quality.select_tasks(plan.tasks, plan.data)
-    asked = [item for task in tasks for item in quality.load_items(task, plan.data, plan.limit)]
-    tokenizer = models.base.tokenizer
-    base = quality.run(quality.Subject(models.base.model, tokenizer).answer, asked)
-    print(f"tasks: base answered {len(asked):,} questions", flush=True)
-    for side, (model, budget) in models.sides(plan).items():
-        given = quality.run(quality.Subject(model, tokenizer, budget).answer, asked)
-        found = quality.compare(asked, base, given)
-        main = side == key(plan.target)
-        if found.retention is None:
-            print(f"tasks: {side}: the base is at chance in every task, nothing is recorded", flush=True)
-            return
-        kept, counted = found.retention, [task for task in found.tasks if task.counted]
-        left_out = [f"{task.task} {task.base:.1%}" for task in found.tasks if not task.counted]
-        notes = (
-            f"Accuracy as a share of the dense model's, mean of tasks, with {side.replace('_', '.')}. "
-            f"95 % paired bootstrap interval {kept.low:.4f} to {kept.high:.4f}; above chance "
-            f"{found.above_chance or 0:.3f}. Dense to this in percent: "
-            + ", ".join(f"{t.task} {100 * t.base:.1f} to {100 * t.model:.1f} ({t.metric})" for t in counted)
-            + f". {sum(t.samples for t in counted):,} questions. Left out, the base being at chance: "
-            + (", ".join(left_out) or "none")
-            + "."
-        )
-        goal = "value >= 0.98" if main else None
-        name = "deb.convert.tasks" + ("" if main else f".{side}")
-        records.append(measure(name, kept.value, "retention", command=COMMAND, goal=goal, notes=notes))
-        for task in counted if main else []:
-            assert task.retention is not None
-            notes = (
-                f"{task.task}: {task.metric} as a share of the dense model's. {task.samples:,} questions, interval "
-                f"{task.retention.low:.4f} to {task.retention.high:.4f}; only the dense model right {task.worse}, only "
-                f"this {task.better}."
-            )
-            value = task.retention.value
-            records.append(measure(f"deb.convert.tasks.{task.task}", value, "retention", command=COMMAND, notes=notes))
-
-
 def measured(plan: Plan, records: Records) -> dict[str, list[float]]:
     """All stages. Returns what is drawn."""
     begin = time.perf_counter()
@@ -399,6 +392,7 @@ def measured(plan: Plan, records: Records) -> dict[str, list[float]]:
     models = Models(*loaded)
     check(plan, models)
     print(f"checked after {time.perf_counter() - begin:.0f} s", flush=True)
+    plan.asked = budget_of_mean(plan, models)
     texts = {file.stem: read(plan, models, file) for file in plan.texts}
     domains = {
         name: texts[file.stem] if file in plan.texts else read(plan, models, file)
@@ -409,7 +403,11 @@ def measured(plan: Plan, records: Records) -> dict[str, list[float]]:
     record_texts(plan, whole, texts, records)
     record_balance(plan, models, whole, list(texts), domains, records)
     drawn = record_entropy(plan, whole, records)
-    record_tasks(plan, models, records)
+    if plan.data is not None:
+        tasks = quality.select_tasks(plan.tasks, plan.data)
+        items = [item for task in tasks for item in quality.load_items(task, plan.data, plan.limit)]
+        sides = {name: side for name, side in models.sides(plan).items() if name != key(plan.target)}
+        record_tasks(items, models.base, sides, EVEN, records, COMMAND)
     print(f"tasks after {time.perf_counter() - begin:.0f} s", flush=True)
     return drawn
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -215,6 +216,20 @@ def test_a_share_of_the_sequences_runs_at_other_budgets(make_model, settings, st
         for budget in seen[layers * micro : layers * (micro + 1)]:
             assert np.array_equal(budget.numpy(), asked[2 * micro : 2 * micro + 2].repeat(32))
     assert lines(tmp_path)[0]["target_k"] == pytest.approx(asked.mean())
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler")
+def test_compiled_parts_compute_the_same(make_model, settings, store, tmp_path):
+    found = []
+    for compiled in (False, True):
+        config, out = settings(steps=3, loss=DISTILL, compile=compiled), tmp_path / str(compiled)
+        teacher = make_model(seed=1, dense=True)
+        found.append((train(make_model(), store, config, out, teacher=teacher), lines(out)))
+    (plain, before), (fast, after) = found
+    for mine, theirs in zip(after, before, strict=True):
+        for name in ("kl", "layers", "grad_norm"):
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-3)
+    assert all(torch.allclose(fast.model.state_dict()[n], v, atol=1e-4) for n, v in plain.model.state_dict().items())
 
 
 @pytest.mark.parametrize("gates", ["learned", "frozen"])

@@ -184,12 +184,13 @@ def distill_command(
         float,
         _option(RUN, help="Share of the sequences at other mean numbers of experts, from half the target to all."),
     ] = 0.0,
+    compile: Annotated[
+        bool, _option(RUN, "--compile", help="Compiled kernels for norms, SwiGLUs and losses; needs a C++ compiler.")
+    ] = False,
     quantize: Annotated[
         str, _option(RUN, help="With --rank, int4 or int8: learn what is best once weights are rounded so; none.")
     ] = "none",
-    lr: Annotated[
-        float | None, _option(RUN, help="Peak learning rate. (default: 0.0002, with --rank 0.001)", show_default=False)
-    ] = None,
+    lr: Annotated[float | None, _option(RUN, help="Peak learning rate. (default: 0.0002)", show_default=False)] = None,
     warmup: Warmup = 50,
     schedule: Schedule = "cosine",
     decay: Decay = 0.3,
@@ -244,7 +245,7 @@ def _settings(ctx: typer.Context, file: Path | None, world: World, loss: dict[st
         option = {"kl": "kl", "layers": "layers", "next_token": "next_token", "budget": "budget_loss"}
         terms |= {name: value for name, value in file_terms.items() if not (name in option and given(option[name]))}
     if values["lr"] is None:
-        values["lr"] = 1e-3 if values.get("rank") else 2e-4
+        values["lr"] = 2e-4
     if values["steps"] is None and values["minutes"] is None:
         values["steps"] = 1000
     if values["micro_batch"] is None:

@@ -63,14 +63,14 @@ def command(
     ] = None,
     tokens: Annotated[
         int | None,
-        _option(TEXT, help="Tokens that the model writes. (default: 16 million on a GPU)", show_default=False),
+        _option(TEXT, help="Tokens that the model writes. (default: 8 million on a GPU)", show_default=False),
     ] = None,
     judge: Annotated[
         list[str] | None, _option(TEXT, help="NAME=FILE: text to judge on, never trained on; repeatable.")
     ] = None,
     minutes: Annotated[float, _option(TAUGHT, help="Of distillation, over all runs.")] = 16.0,
     rank: Annotated[int, _option(TAUGHT, min=1, help="Of the changes of each matrix: the size of the delta.")] = 32,
-    lr: Annotated[float, _option(TAUGHT, help="Peak learning rate.")] = 1e-3,
+    lr: Annotated[float, _option(TAUGHT, help="Peak learning rate.")] = 1.5e-4,
     quantize: Annotated[
         str, _option(TAUGHT, help="int4 or int8: learn what is best once weights are rounded so; none.")
     ] = "none",

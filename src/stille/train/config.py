@@ -74,6 +74,8 @@ class TrainConfig:
             and the weights of experts still follow.
         dial: share of the sequences that run at another mean number of experts, drawn evenly from half the target to
             all, so that one checkpoint learns every budget.
+        compile: compute norms, SwiGLUs and the error of layers by compiled kernels; needs a C++ compiler, and the first
+            steps take longer.
 
     Raises:
         ConfigError: a value out of range, neither steps nor minutes, or `rank` with "fsdp", or
@@ -111,6 +113,7 @@ class TrainConfig:
     quantize: Literal["none", "int4", "int8"] = "none"
     gates: Literal["learned", "frozen"] = "learned"
     dial: float = 0.0
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.steps is None and self.minutes is None:

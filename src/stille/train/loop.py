@@ -23,6 +23,7 @@ from stille.model.convert.delta import LOW_RANK_A, LOW_RANK_B
 from stille.model.decoder import StilleForCausalLM
 from stille.model.experts import LayerRouting, balance, expert_layers, record_routing
 from stille.train import checkpoint
+from stille.train.compiled import compile_parts
 from stille.train.config import GRIDS, TrainConfig, learning_rate, progress_of, sequence_targets, target_k
 from stille.train.data import Batches, TokenStore
 from stille.train.evaluate import evaluate
@@ -135,7 +136,10 @@ class _Run:
         if config.gates == "frozen":
             for layer in self.layers:
                 layer.gate.freeze()
-        self.objective = Objective(model, config.loss, teacher)
+        if config.compile:
+            for each in (model, *([] if teacher is None else [teacher])):
+                compile_parts(each)
+        self.objective = Objective(model, config.loss, teacher, compiled=config.compile)
         self.weights = _weights(self.objective, config, world)
         self.optimizer = _optimizer(self.weights.masters, config, world.device)
         self.identity = json.loads(

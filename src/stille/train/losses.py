@@ -3,6 +3,7 @@
 Shapes: B sequences, T tokens, N = B * T, C hidden size, V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -117,20 +118,28 @@ def head_loss(
     return loss, HeadSums(*sums)
 
 
-def layer_error(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...]) -> Tensor:
+def layer_error(
+    student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], error: Callable[[Tensor, Tensor], Tensor] | None = None
+) -> Tensor:
     """Squared error of layer outputs relative to the teacher's, summed over tokens, mean over layers: float32 scalar.
 
     Relative for each token: a few tokens have activations a thousand times larger, which would be all that counts.
 
     Args:
         student, teacher: hidden states [..., C] of every layer.
+        error: of one layer; None: `relative_error`.
     """
+    error = error or relative_error
     total = torch.zeros((), device=student[0].device)
     for mine, theirs in zip(student, teacher, strict=True):
-        goal = theirs.float()
-        error = (mine.float() - goal).square().sum(-1) / goal.square().sum(-1).clamp(min=1e-6)
-        total = total + error.sum()
+        total = total + error(mine, theirs)
     return total / len(student)
+
+
+def relative_error(mine: Tensor, theirs: Tensor) -> Tensor:
+    """Squared error [..., C] relative to the square of `theirs`, summed over tokens: float32 scalar."""
+    goal = theirs.float()
+    return ((mine.float() - goal).square().sum(-1) / goal.square().sum(-1).clamp(min=1e-6)).sum()
 
 
 def budget_loss(routing: Routing, target: float) -> Tensor:
@@ -163,13 +172,22 @@ class Objective(nn.Module):
         model: what learns.
         weights: of the terms.
         teacher: a dense model with the same vocabulary; never trained.
+        compiled: the error of layers by a compiled kernel.
 
     Raises:
         ConfigError: a term needs a teacher and there is none, or the teacher does not fit.
     """
 
-    def __init__(self, model: StilleForCausalLM, weights: LossWeights, teacher: StilleForCausalLM | None = None):
+    def __init__(
+        self,
+        model: StilleForCausalLM,
+        weights: LossWeights,
+        teacher: StilleForCausalLM | None = None,
+        *,
+        compiled: bool = False,
+    ):
         super().__init__()
+        self._error = torch.compile(relative_error) if compiled else relative_error
         if weights.needs_teacher and teacher is None:
             raise ConfigError("loss weights ask for a teacher: give one, or set kl and layers to 0.")
         if teacher is not None and teacher.config.vocab_size != model.config.vocab_size:
@@ -218,7 +236,7 @@ class Objective(nn.Module):
             teacher_VC=None if teacher is None or theirs is None else teacher.lm_head.weight,
         )
         zero = torch.zeros((), device=hidden.device)
-        error = layer_error(states, their_states) if deep else zero
+        error = layer_error(states, their_states, self._error) if deep else zero
         budget = torch.stack(self._budgets).mean() * batch.ids_BT.numel() if self._budgets else zero
         if deep or self._budgets:
             extra = weights.layers * error + weights.budget * budget

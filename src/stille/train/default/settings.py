@@ -35,8 +35,8 @@ class DefaultSettings:
         gate, target_k, min_k, max_k: of the experts, see `ExpertsConfig`.
         num_experts, shared_size, expert_size, router_size: see `ConvertSettings`.
         minutes, steps: of distillation, whichever is over first; steps None: by the clock alone.
-        rank, lr, rate_b, rate_whole, warmup, anneal, batch, micro_batch, length, loss, dtype, quantize, gates, dial:
-            see `TrainConfig`.
+        rank, lr, rate_b, rate_whole, warmup, anneal, batch, micro_batch, length, loss, dtype: see `TrainConfig`.
+        quantize, gates, dial, compile: see there too.
         judge_tokens: of each kind of text.
         judge: other files to judge on, [name, path] pairs.
         budgets: mean numbers of experts that are judged.
@@ -73,7 +73,7 @@ class DefaultSettings:
     minutes: float | None = 16.0
     steps: int | None = None
     rank: int = 32
-    lr: float = 1e-3
+    lr: float = 1.5e-4
     rate_b: float = 4.0
     rate_whole: float = 0.25
     warmup: int = 50
@@ -86,6 +86,7 @@ class DefaultSettings:
     quantize: str = "none"
     gates: str = "frozen"
     dial: float = 0.25
+    compile: bool | None = None
     judge_tokens: int | None = None
     judge: tuple[tuple[str, str], ...] = ()
     budgets: tuple[float, ...] = (3, 4.8, 8, 16)
@@ -133,10 +134,11 @@ class DefaultSettings:
         """What is None chosen for a device; a CPU gets what it can do in an hour or two."""
         small = device == "cpu"
         chosen = dict(
-            tokens=200_000 if small else 16_000_000, held_out_tokens=16_384 if small else 131_072,
+            tokens=200_000 if small else 8_000_000, held_out_tokens=16_384 if small else 131_072,
             sequences=32 if small else 256, shard=64 if small else 4096,
-            calibration_tokens=32_768 if small else 262_144, router_steps=400 if small else 2000,
-            batch=8 if small else 32, micro_batch=2 if small else 16, dtype="fp32" if small else "bf16",
+            calibration_tokens=32_768 if small else 131_072, router_steps=400 if small else 1000,
+            batch=8 if small else 32, micro_batch=2 if small else 32, dtype="fp32" if small else "bf16",
+            compile=not small,
             judge_tokens=8192 if small else 65_536,
         )  # fmt: skip
         values = {name: value for name, value in chosen.items() if getattr(self, name) is None}
@@ -164,7 +166,7 @@ class DefaultSettings:
         names = ("steps", "minutes", "batch", "micro_batch", "length", "lr", "rate_b", "rate_whole", "warmup")
         values = {
             name: getattr(self, name)
-            for name in (*names, "anneal", "rank", "seed", "loss", "dtype", "quantize", "gates", "dial")
+            for name in (*names, "anneal", "rank", "seed", "loss", "dtype", "quantize", "gates", "dial", "compile")
         }
         return TrainConfig(
             **values, weight_decay=0.0, save_every=1_000_000, save_minutes=1.0, keep=1, log_every=10, eval_sequences=32
