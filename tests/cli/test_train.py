@@ -179,7 +179,7 @@ def test_the_default_model_is_made_though_it_is_killed(stille_here, spawn, plan,
     assert (tmp_path / "more" / "model" / "delta.json").exists()
     assert not (tmp_path / "more" / "model" / "model.safetensors").exists()
     first = json.loads((tmp_path / "more" / "metrics.jsonl").read_text().splitlines()[0])
-    assert first["lr"] == pytest.approx(1e-3 / 50)  # the peak of low rank, in its first step of warm-up
+    assert first["lr"] == pytest.approx(2e-4 / 50)  # the default peak, in its first step of warm-up
     assert load_model(tmp_path / "more" / "model", progress=False).config.experts["target_k"] == 2
 
 
