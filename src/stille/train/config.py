@@ -214,7 +214,7 @@ def target_k(config: TrainConfig, progress: float, experts: int, target: float) 
     return experts + (target - experts) * progress / config.anneal
 
 
-def sequence_targets(config: TrainConfig, step: int, target: float, least: float, experts: int) -> np.ndarray:
+def sequence_targets(config: TrainConfig, step: int, target: float, least: float, most: float) -> np.ndarray:
     """Mean numbers of experts of a step's sequences: float32 [batch]; a share of `dial` differs from the target.
 
     Args:
@@ -222,11 +222,11 @@ def sequence_targets(config: TrainConfig, step: int, target: float, least: float
         step: counted from 0.
         target: of the others.
         least: no number is below it.
-        experts: no number is above it.
+        most: none of those drawn is above it.
     """
     dice = np.random.default_rng([config.seed, step, 1])
     other = dice.random(config.batch) < config.dial
-    drawn = dice.uniform(max(least, target / 2), experts, config.batch)
+    drawn = dice.uniform(min(most, max(least, target / 2)), most, config.batch)
     return np.where(other, drawn, target).astype(np.float32)
 
 

@@ -44,7 +44,8 @@ def export_delta(result: Result, start: str | Path, folder: Path, about: Mapping
     """Write a run of low rank as a delta on the base of the delta that it began with; whole or not at all.
 
     What is loaded from it is the trained model: to the bit where it is loaded on the machine that trained it, up to the
-    rounding of B A in float32 elsewhere. (If `start` had pairs of its own, up to that rounding everywhere.)
+    rounding of B A in float32 elsewhere. (If `start` had pairs of its own, up to that rounding everywhere. After a run
+    with `quantize`, it is the model before its matrices are rounded.)
 
     Args:
         result: of a finished run with `rank`.

@@ -248,7 +248,7 @@ class _Run:
             return
         settings, config = self.layers[0].settings, self.config
         target = target_k(config, progress, settings.num_experts, settings.target_k)
-        self.targets = sequence_targets(config, self.step, target, max(1, settings.min_k), settings.num_experts)
+        self.targets = sequence_targets(config, self.step, target, max(1, settings.min_k), settings.max_k)
         self.asked = float(self.targets.mean()) if config.dial else target
         self.objective.target = self.asked
 

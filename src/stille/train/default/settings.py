@@ -31,7 +31,7 @@ class DefaultSettings:
             the beginning of a text that is continued.
         second_turns: share of the chats that have a second turn.
         temperature, chat_top_p: of sampling; continuations take all tokens.
-        calibration_tokens, router_steps: of the conversion.
+        calibration_tokens, router_steps: of the conversion. By as many tokens thresholds are placed after training.
         gate, target_k, min_k, max_k: of the experts, see `ExpertsConfig`.
         num_experts, shared_size, expert_size, router_size: see `ConvertSettings`.
         minutes, steps: of distillation, whichever is over first; steps None: by the clock alone.
