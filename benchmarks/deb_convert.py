@@ -195,7 +195,7 @@ def read(plan: Plan, models: Models, file: Path) -> Read:
         for name, (model, budget) in sides.items():
             with expert_budget(model, budget), gates_watched(model) as masks:
                 hidden[name] = predicting(hidden_states(model, ids))
-            ran[name] += sum(float(mask_TE.sum()) for mask_TE in masks) / len(masks) / ids_ST.numel()
+            ran[name] += int(torch.stack(masks).sum()) / len(masks) / ids_ST.numel()
             if name == target:
                 mask_LBTE = torch.stack(masks).unflatten(1, ids.shape)
                 routed.loads.append(mask_LBTE.sum((1, 2)).cpu())

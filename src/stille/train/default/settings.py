@@ -86,7 +86,7 @@ class DefaultSettings:
     quantize: str = "none"
     gates: str = "frozen"
     dial: float = 0.25
-    compile: bool | None = None
+    compile: bool = False
     judge_tokens: int | None = None
     judge: tuple[tuple[str, str], ...] = ()
     budgets: tuple[float, ...] = (3, 4.8, 8, 16)
@@ -138,7 +138,6 @@ class DefaultSettings:
             sequences=32 if small else 256, shard=64 if small else 4096,
             calibration_tokens=32_768 if small else 131_072, router_steps=400 if small else 1000,
             batch=8 if small else 32, micro_batch=2 if small else 32, dtype="fp32" if small else "bf16",
-            compile=not small,
             judge_tokens=8192 if small else 65_536,
         )  # fmt: skip
         values = {name: value for name, value in chosen.items() if getattr(self, name) is None}
