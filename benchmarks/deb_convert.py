@@ -337,11 +337,11 @@ def record_balance(
     dead = int((load_LE == 0).sum())
     notes = f"Experts that no token ran, of {load_LE.numel()} in all layers. {about}"
     records.append(make("deb.balance.dead", dead, "experts", goal="value <= 0", notes=notes))
-    shares_L = torch.tensor([float(layer.gate.layer_share) for layer in expert_layers(models.deb.model)])
+    levels_L = torch.tensor([float(layer.gate.level(plan.target)) for layer in expert_layers(models.deb.model)])
     worst_model = []
     for name, one in domains.items():
         mean_k_L = one.routed.mean_k_L()
-        off_L = (mean_k_L / (plan.target * shares_L) - 1).abs()
+        off_L = (mean_k_L / levels_L - 1).abs()
         off = abs(float(mean_k_L.mean()) / plan.target - 1)
         worst_model.append(off)
         text = f"{one.routed.tokens:,} tokens; measured {float(mean_k_L.mean()):.3f} for {plan.target:g}"

@@ -40,6 +40,15 @@ def test_whole_checkpoint(convert, tmp_path):
     assert not (tmp_path / "out" / "delta.json").exists()
 
 
+@pytest.mark.parametrize(("options", "told"), [([], "KL alone"), (["--no-layer-budgets"], "budgets by layer: equal"),
+                                               (["--gate", "top_k"], "budgets by layer: equal")])  # fmt: skip
+def test_budgets_by_layer_can_be_chosen(convert, options, told):
+    run = convert(*options)
+    assert run.returncode == 0, run.stderr
+    assert told in run.stdout
+    assert ("KL alone" in run.stdout) == (not options)
+
+
 def test_an_interruption_is_clean_and_says_how_to_go_on(convert, tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
@@ -58,6 +67,7 @@ def test_an_interruption_is_clean_and_says_how_to_go_on(convert, tmp_path, monke
         (["--target-k", "5"], "5.0 experts"),
         (["--gate", "both"], "both"),
         (["--dtype", "int4"], "int4"),
+        (["--gate", "top_k", "--layer-budgets"], "needs thresholds"),
         (["--device", "tpu"], "tpu"),
         (["--text", "/no/such.txt"], "/no/such.txt"),
         (["--model", "/no/such/folder"], "/no/such/folder"),

@@ -110,6 +110,59 @@ def test_training_balances_scores_that_move():
     assert (mask.mean(0).max() / mask.mean() - 1) < 0.15
 
 
+@given(st.lists(st.floats(0, 3), min_size=1, max_size=12), st.floats(1, 8), st.floats(1, 8))
+@settings(max_examples=60, deadline=None)
+def test_levels_of_layers_have_the_target_as_their_mean(parts, target, other):
+    g, shares = gate(), [1.0] * len(parts) if sum(parts) < 0.1 else [len(parts) * part / sum(parts) for part in parts]
+    found = []
+    for share in shares:
+        g.layer_share.fill_(share)
+        assert float(g.level(8)) == 8
+        found.append(g.level(torch.tensor([target, other, 8.0])))
+        assert [float(g.level(target)), float(g.level(other))] == pytest.approx(found[-1][:2].tolist(), abs=1e-5)
+    mean = torch.stack(found).mean(0)
+    assert mean.tolist() == pytest.approx([target, other, 8], abs=1e-4)
+
+
+@given(st.floats(1, 8))
+def test_a_share_of_one_is_the_target_itself(target):
+    assert torch.equal(gate().level(target), torch.tensor([target]))
+
+
+@pytest.mark.parametrize("target", [2.0, 3.0, 5.5])
+def test_a_layer_runs_its_level_and_everything_at_full_budget(target):
+    x = tokens(4096)
+    g = calibrated(x, min_k=0)
+    for share in (0.5, 1.1):
+        g.layer_share.fill_(share)
+        assert g(x, target).mask_TE.sum(1).float().mean() == pytest.approx(8 - (8 - target) * share, abs=0.02)
+        assert g(x, 8).mask_TE.all()
+        assert (g(x[:3], torch.tensor([target, 8.0, 8.0])).mask_TE[1:]).all()
+
+
+def test_balance_holds_the_mean_over_layers_with_shares():
+    """Also where a bound keeps a layer from its level: the controller does not wind up."""
+    shares, means = [0.6, 1.15, 1.25], []
+    for seed, share in enumerate(shares):
+        g = gate(seed=seed, memory=0.8).train()
+        g.layer_share.fill_(share)
+        for step in range(90):
+            with torch.no_grad():  # scores move, then rest
+                noise = torch.randn(g.up.weight.shape, generator=torch.Generator().manual_seed(step))
+                g.up.weight += 0.01 * noise * (step < 30)
+            g(tokens(1024, 100 + step))
+            g.balance()
+        means.append(float(g.eval()(tokens(8192, 7)).mask_TE.sum(1).float().mean()))
+    assert means == pytest.approx([8 - 5 * share for share in shares], abs=0.15)
+    assert sum(means) / 3 == pytest.approx(3, rel=0.03)
+    g = gate(max_k=4, memory=0.8).train()
+    g.layer_share.fill_(0.5)
+    for step in range(60):
+        g(tokens(256, step), 3.9)
+        g.balance(3.9)
+    assert g.correction.abs() < 1
+
+
 def test_top_k_runs_just_so_many_and_its_bias_balances():
     g = gate(gate="top_k", weights="normalised", bias_rate=0.004, scaling=2.0).train()
     with torch.no_grad():

@@ -70,6 +70,15 @@ def command(
         int | None,
         typer.Option(min=1, help="Most experts of a token. (default: all)", rich_help_panel=SIZES, show_default=False),
     ] = None,
+    layer_budgets: Annotated[
+        bool | None,
+        typer.Option(
+            help="Give more experts to layers that lose more with few of them, or the same to all. "
+            "(default: more, but not with top_k)",
+            rich_help_panel=SIZES,
+            show_default=False,
+        ),
+    ] = None,
     text: Annotated[
         list[Path] | None,
         typer.Option(
@@ -121,6 +130,8 @@ def command(
         raise typer.BadParameter(f"dtype {dtype!r} is unknown; choose fp32 or bf16")
     if device not in ("auto", "cpu", "cuda"):
         raise typer.BadParameter(f"device {device!r} is unknown; choose auto, cpu or cuda")
+    if layer_budgets and gate == "top_k":
+        raise typer.BadParameter("--layer-budgets needs thresholds: with top_k all layers run the same number")
     import torch
 
     from stille.cli.download import fetch
@@ -139,6 +150,7 @@ def command(
         held_out=held_out,
         length=length,
         steps=steps,
+        layer_budgets=layer_budgets is not False,
         seed=seed,
     )
     if threads is not None:

@@ -42,7 +42,7 @@ def report(model: str, text: Path | None, tokens: int, budget: float | None) -> 
     layers = []
     for log, layer in zip(logs, expert_layers(loaded.model), strict=True):
         load = log.load_E.double() / log.tokens
-        target = min(settings.num_experts, own * float(layer.gate.layer_share))
+        target = max(1, settings.min_k, min(settings.max_k, float(layer.gate.level(own))))
         layers.append(
             {
                 "layer": log.layer,

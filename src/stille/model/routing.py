@@ -24,6 +24,12 @@ from stille.errors import ConfigError
 STEPS = 4
 """Quantiles between two whole numbers of experts; linear in between, that keeps the mean within a hundredth."""
 
+SEEN = 8192
+"""Tokens of a call of which training keeps quantiles of the scores: more are taken at even distances."""
+
+PAIRWISE = 32
+"""Experts up to which ranks are counted by comparing each with each, which is one pass over memory once compiled."""
+
 BALANCE = ("quantiles", "correction", "layer_share", "load_bias")
 """Buffers of a gate. They stay in float32: half precision would move thresholds by whole percentiles."""
 
@@ -129,7 +135,7 @@ class Gate(nn.Module):
 
     The running state lies in buffers: `quantiles` [E, J + 1] with J = STEPS * E, column j the score that a share j / J
     of the tokens exceeds; `correction` [1], experts that the integral controller adds to a target; `layer_share` [1],
-    this layer's part of the model's mean; `load_bias` [E] of top-k.
+    this layer's part of what the model leaves out, see `level`; `load_bias` [E] of top-k.
 
     Args:
         width: hidden size (C).
@@ -183,6 +189,17 @@ class Gate(nn.Module):
             x = nn.functional.silu(nn.functional.linear(x, self.down.weight.float()))
         return nn.functional.linear(x, self.up.weight.float(), self.up.bias.float())
 
+    def level(self, target: float | Tensor) -> Tensor:
+        """This layer's own mean number of experts where the model's is the target: E - (E - target) * layer_share.
+
+        With shares whose mean over layers is 1, the mean of the levels is the target, whatever it is, and with a target
+        of E every layer runs everything. Levels may lie beyond what `min_k` and `max_k` allow.
+
+        Returns:
+            float32 [1] of a number, [T] of one for each token.
+        """
+        return target + (self.config.num_experts - target) * (1 - self.layer_share)  # exact where the share is 1
+
     def thresholds(self, target: float | Tensor) -> Tensor:
         """What scores must exceed for a mean number of experts, [E] of a number, [T, E] of one for each token [T].
 
@@ -190,7 +207,7 @@ class Gate(nn.Module):
         """
         experts = self.config.num_experts
         target = torch.as_tensor(target, dtype=torch.float32, device=self.quantiles.device)
-        level = STEPS * (target * self.layer_share + self.correction).clamp(0, experts)
+        level = STEPS * (self.level(target) + self.correction).clamp(0, experts)
         level = level if target.dim() else level[0]
         low = level.floor().clamp(max=STEPS * experts - 1).long()
         part = (level - low).unsqueeze(-1)
@@ -207,18 +224,26 @@ class Gate(nn.Module):
 
         In training, scores are kept for `balance`, and the weights carry gradients to them straight through.
         """
+        score, weight, mask = self.weigh(x_TC, self.config.target_k if target is None else target)
+        self.remember(score, mask)
+        order = (~mask).to(torch.uint8).argsort(dim=-1, stable=True)[:, : self.config.max_k]
+        used = mask.gather(1, order)
+        return Routing(torch.where(used, order, self.config.num_experts), weight.gather(1, order), mask)
+
+    def weigh(self, x_TC: Tensor, target: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores, weights (0 where an expert does not run), both float32 [T, E], and who runs, bool [T, E].
+
+        As `forward`, without its table, and nothing is kept.
+        """
         score = self.scores(x_TC)
         if self.frozen:
             score = score.detach()
-        target = self.config.target_k if target is None else target
         if self.config.gate == "top_k":
             margin, mask = self._top_k(score, target)
         else:
             margin = score - self.thresholds(target)
             mask = self._clamp(margin, margin > 0)
-        if self.training:
-            self._remember(score, mask)
-        return self._table(score, margin, mask)
+        return score, self._weights(score, margin, mask), mask
 
     def _top_k(self, score_TE: Tensor, target: float | Tensor) -> tuple[Tensor, Tensor]:
         ranked = torch.sigmoid(score_TE) + self.load_bias
@@ -231,13 +256,14 @@ class Gate(nn.Module):
         rank = _rank(margin_TE)
         return (mask_TE | (rank < self.config.min_k)) & (rank < self.config.max_k)
 
-    def _table(self, score_TE: Tensor, margin_TE: Tensor, mask_TE: Tensor) -> Routing:
+    def _weights(self, score_TE: Tensor, margin_TE: Tensor, mask_TE: Tensor) -> Tensor:
         config = self.config
         chance = torch.sigmoid(score_TE)
         if config.weights == "unit":
             assert self.scale is not None
             weight = 1 + self.scale.float() * chance
-            if self.training:  # straight through: the value stays, the gate learns whom it should have left out
+            if self.training and not self.frozen:
+                # straight through: the value stays, the gate learns whom it should have left out
                 soft = torch.sigmoid(margin_TE)
                 weight = weight + torch.where(mask_TE, soft - soft.detach(), 0.0)
         elif config.weights == "sigmoid":
@@ -245,16 +271,15 @@ class Gate(nn.Module):
         else:
             kept = torch.where(mask_TE, chance, 0.0)
             weight = config.scaling * kept / kept.sum(-1, keepdim=True).clamp(min=1e-20)
-        weight = torch.where(mask_TE, weight, 0.0)
-        order = (~mask_TE).to(torch.uint8).argsort(dim=-1, stable=True)[:, : config.max_k]
-        used = mask_TE.gather(1, order)
-        return Routing(torch.where(used, order, config.num_experts), weight.gather(1, order), mask_TE)
+        return torch.where(mask_TE, weight, 0.0)
 
     @torch.no_grad()
-    def _remember(self, score_TE: Tensor, mask_TE: Tensor) -> None:
-        if not score_TE.shape[0]:
+    def remember(self, score_TE: Tensor, mask_TE: Tensor) -> None:
+        """Keep for `balance` what was routed, in training."""
+        if not self.training or not score_TE.shape[0]:
             return
-        seen = Seen(score_quantiles(score_TE), mask_TE.float().mean(0), 1)
+        some = score_TE[:: -(-score_TE.shape[0] // SEEN)]
+        seen = Seen(score_quantiles(some), mask_TE.float().mean(0), 1)
         self.seen = seen if self.seen is None else self.seen + seen
 
     @torch.no_grad()
@@ -267,7 +292,7 @@ class Gate(nn.Module):
             memory: share of the running quantiles that survives; None: the configured one. Less in the first steps of
                 fresh weights, whose scores are far from what the quantiles start at.
 
-        Quantiles move towards those of the batch, the controller towards the target, top-k's bias against the load.
+        Quantiles move towards those of the batch, the controller towards `level`, top-k's bias against the load.
         With several processes all of them must call it: they average what they saw, so they stay equal.
         """
         if self.seen is None:
@@ -287,7 +312,7 @@ class Gate(nn.Module):
         target = config.target_k if target is None else target
         if target >= config.num_experts:
             return
-        missing = target * self.layer_share - load.sum()
+        missing = self.level(target).clamp(config.min_k, config.max_k) - load.sum()
         half = config.num_experts / 2
         self.correction += config.correction_rate * missing
         self.correction.clamp_(-half, half)
@@ -309,7 +334,12 @@ class Seen(NamedTuple):
 
 def _rank(value_TE: Tensor) -> Tensor:
     """0 for the largest; the earlier expert first if equal."""
-    return value_TE.argsort(dim=-1, descending=True, stable=True).argsort(-1)
+    experts = value_TE.shape[1]
+    if experts > PAIRWISE:
+        return value_TE.argsort(dim=-1, descending=True, stable=True).argsort(-1)
+    mine, others = value_TE.unsqueeze(2), value_TE.unsqueeze(1)
+    place = torch.arange(experts, device=value_TE.device)
+    return ((others > mine) | ((others == mine) & (place < place[:, None]))).sum(-1)
 
 
 def normal_quantiles(experts: int) -> Tensor:

@@ -23,6 +23,8 @@ class Calibration:
         mean_k_at_target: measured at the configured target.
         max_violation, dead: at the configured target: load of the busiest expert over the mean load less 1, and
             experts that no token ran.
+
+    Targets are the model's; the layer runs its own `Gate.level` of them.
     """
 
     mean_k: list[float]
@@ -39,14 +41,24 @@ def calibrate(gate: Gate, x_NC: Tensor) -> Calibration:
         gate: with weights in place.
         x_NC: layer inputs of calibration tokens, any float dtype.
     """
-    config = gate.config
-    device = gate.quantiles.device
-    score_NE = torch.cat([gate.scores(x.to(device)) for x in x_NC.split(4096)])
-    place_quantiles(gate, score_NE)
+    place_quantiles(gate, _scored(gate, x_NC))
+    return measure(gate, x_NC)
+
+
+@torch.no_grad()
+def measure(gate: Gate, x_NC: Tensor) -> Calibration:
+    """What a gate's thresholds do.
+
+    Args:
+        gate: calibrated.
+        x_NC: as `calibrate` was given.
+    """
+    config, device = gate.config, gate.quantiles.device
     was_training = gate.training
     gate.eval()
     load_E, means = torch.zeros(config.num_experts, device=device), []
     if config.gate == "threshold":
+        score_NE = _scored(gate, x_NC)
         means = [_mean(score_NE, gate.thresholds(float(k)), config) for k in range(1, config.num_experts + 1)]
     for x in x_NC.split(4096):
         load_E += gate(x.to(device)).mask_TE.sum(0)
@@ -54,6 +66,10 @@ def calibrate(gate: Gate, x_NC: Tensor) -> Calibration:
     violation = float(load_E.max() / load_E.mean().clamp(min=1e-30) - 1)
     mean = float(load_E.sum()) / len(x_NC)
     return Calibration(means, mean, violation, (load_E == 0).nonzero().flatten().tolist())
+
+
+def _scored(gate: Gate, x_NC: Tensor) -> Tensor:
+    return torch.cat([gate.scores(x.to(gate.quantiles.device)) for x in x_NC.split(4096)])
 
 
 @torch.no_grad()
@@ -110,8 +126,7 @@ def recalibrate(model: nn.Module, run: Callable[[], object], budgets: Sequence[f
     finally:
         model.train(was_training)
     for gate, table in zip(gates, tables, strict=True):
-        share = float(gate.layer_share)
-        gate.quantiles.copy_(_between(table, [budget * share for budget in budgets]))
+        gate.quantiles.copy_(_between(table, [float(gate.level(budget)) for budget in budgets]))
         gate.correction.zero_()
 
 

@@ -1,9 +1,10 @@
 """`convert`: from a dense checkpoint to a delta (or a whole checkpoint) with experts, in stages that are kept.
 
-    tokens -> inputs of every FFN -> per layer: split, gate, thresholds -> judged on held-out text -> written
+    tokens -> inputs of every FFN -> per layer: split, gate, thresholds -> budgets by layer -> judged on held-out text
+    -> written
 
-Only the first three read the text; the dense model runs once over it. Each layer is then worked on by itself, from the
-inputs of its FFN on disk.
+The dense model runs once over the text. Each layer is then worked on by itself, from the inputs of its FFN on disk; for
+budgets by layer the whole model runs over a little of the text once more.
 """
 
 import hashlib
@@ -24,21 +25,24 @@ from stille.errors import ConfigError
 from stille.model.checkpoint import build_model
 from stille.model.config import StilleConfig
 from stille.model.convert import report as reporting
-from stille.model.convert.calibrate import calibrate
+from stille.model.convert.calibrate import Calibration, calibrate, measure
 from stille.model.convert.delta import ORDER, check_target, fingerprint, is_delta, tensor_digests, write_delta
 from stille.model.convert.judge import judge
 from stille.model.convert.router import fit_router, log_norms, normalised
+from stille.model.convert.sensitivity import alone, layer_shares
 from stille.model.convert.split import Layout, neuron_order, split_ffn
 from stille.model.convert.text import read_documents, split_documents, take_tokens
 from stille.model.convert.whole import StateSource, write_whole
 from stille.model.convert.work import LayerInputs, Result, Work, key_of
 from stille.model.decoder import StilleForCausalLM
+from stille.model.experts import expert_layers
 from stille.model.load import fetch, load_model, open_weights
 from stille.model.routing import ExpertsConfig, Gate, check_budget
 
 VERSION = 1  # of the stages: a change of what they compute makes old results useless
 CHUNK = 2048  # tokens whose inner activations are held at a time
 MIN_TOKENS = 256
+ALONE = 1024  # tokens at a time on which layers alone are looked at, whose logits are held
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class ConvertSettings:
         held_out: tokens of other text that the result is judged on; 0: it is not judged.
         length: tokens of a sequence, at most the model's context.
         steps: of fitting each gate.
+        layer_budgets: layers that lose more than others with fewer experts get more of them; not with gate "top_k".
+        sensitivity_tokens: of the calibration text by which that is measured, at least one sequence.
         budgets: mean numbers of experts that are judged, beside target_k; what the bounds exclude is left out.
         seed: of the choice of text and of the gates.
     """
@@ -71,6 +77,8 @@ class ConvertSettings:
     held_out: int = 4_096
     length: int = 512
     steps: int = 400
+    layer_budgets: bool = True
+    sensitivity_tokens: int = 2_048
     budgets: tuple[float, ...] = (3, 4.8, 8, 16)
     seed: int = 0
 
@@ -88,6 +96,10 @@ class ConvertSettings:
             max_k=layout.experts if self.max_k is None else self.max_k,
             **values,
         )
+
+    def by_layer(self, experts: ExpertsConfig) -> bool:
+        """Whether layers get budgets of their own."""
+        return self.layer_budgets and experts.gate == "threshold" and experts.target_k < experts.num_experts
 
     def judged_budgets(self, experts: ExpertsConfig) -> list[float]:
         """Budgets that the bounds allow, the target among them, in order."""
@@ -183,6 +195,13 @@ def convert(
         if name.startswith("gate.")
     }
     converted = build_model(config, split_state(loaded.model, orders, gates, layout), dtype, device)
+    layers, measured = [values for _, values in results], 0
+    if settings.by_layer(experts):
+        some_ST = ids_ST[: max(1, settings.sensitivity_tokens // length)]
+        key = key_of(layers=key, alone=_digest(some_ST))
+        shares, layers = _budgets(loaded.model, converted, inputs, some_ST, stages, key, layers, progress)
+        gates |= {f"model.layers.{layer}.mlp.gate.layer_share": share.clone() for layer, share in enumerate(shares)}
+        measured = some_ST.numel()
     judgements = _judge(loaded.model, converted, judged_ST, stages, key, settings, experts, progress)
     found = {
         "about": {
@@ -193,10 +212,11 @@ def convert(
             "text": ", ".join(file.name for file in text) or "Python's standard library",
             "calibration tokens": ids_ST.numel(),
             "held-out tokens": judged_ST.numel(),
+            "budgets by layer": f"measured on {measured:,} tokens" if measured else "equal",
             "seed": settings.seed,
             "minutes, without what was kept": round((time.monotonic() - began) / 60, 2),
         },
-        "layers": [{"layer": layer, **values} for layer, (_, values) in enumerate(results)],
+        "layers": [{"layer": layer, **values} for layer, values in enumerate(layers)],
         "judgements": judgements,
     }
     extra = reporting.files(found)
@@ -317,14 +337,60 @@ def convert_layer(
     gate.load_state_dict(router.tensors(), strict=False)
     calibration = calibrate(gate.to(device), x_NC)
     state = {f"gate.{name}": value.cpu() for name, value in gate.state_dict().items()}
-    found = {
-        "r2": router.r2,
+    return {"order": order.cpu(), **state}, {"r2": router.r2, **_described(calibration)}
+
+
+def _described(calibration: Calibration) -> dict[str, Any]:
+    return {
         "mean_k": calibration.mean_k_at_target,
         "mean_k_by_target": calibration.mean_k,
         "max_violation": calibration.max_violation,
         "dead": calibration.dead,
     }
-    return {"order": order.cpu(), **state}, found
+
+
+def _budgets(
+    dense: StilleForCausalLM,
+    converted: StilleForCausalLM,
+    inputs: LayerInputs,
+    ids_ST: Tensor,
+    stages: Work,
+    key: str,
+    layers: list[dict[str, Any]],
+    progress: bool,
+) -> tuple[Tensor, list[dict[str, Any]]]:
+    """Give each layer its part of the model's experts: sets the gates' `layer_share`.
+
+    Returns:
+        Shares, float32 [L, 1]; what was found of each layer, at its own level, with `kl_alone`, `level` and
+        `layer_share`.
+    """
+    experts = expert_layers(converted)
+    target = experts[0].settings.target_k
+    kl, parts = [0.0] * len(experts), ids_ST.split(max(1, ALONE // ids_ST.shape[1]))
+    with _bar("one layer alone", len(parts) * len(experts), "layer", progress) as bar:
+        for index, part in enumerate(parts):
+
+            def make(part: Tensor = part) -> Result:
+                return {}, {"kl": alone(dense, converted, part, target, bar.update)}
+
+            found = stages.stage(f"alone-{index}", key, make)[1]["kl"]
+            kl = [before + more / ids_ST.numel() for before, more in zip(kl, found, strict=True)]
+            bar.update((index + 1) * len(experts) - bar.n)
+
+    def share() -> Result:
+        told = []
+        for index, value in enumerate(layer_shares(kl, experts[0].settings)):
+            gate = experts[index].gate
+            gate.layer_share.fill_(value)
+            own = {"kl_alone": kl[index], "level": float(gate.level(target)), "layer_share": float(gate.layer_share)}
+            told.append(_described(measure(gate, inputs.layer(index))) | own)
+        return {"shares": torch.stack([layer.gate.layer_share.cpu() for layer in experts])}, {"layers": told}
+
+    tensors, found = stages.stage("shares", key, share)
+    for layer, value in zip(experts, tensors["shares"], strict=True):
+        layer.gate.layer_share.copy_(value)
+    return tensors["shares"], [old | new for old, new in zip(layers, found["layers"], strict=True)]
 
 
 def _judge(
