@@ -52,6 +52,26 @@ def test_each_layer_is_the_sum_of_what_it_chose(change):
         torch.testing.assert_close(layer(x)[t], want, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("change", [{}, {"shared_size": 0}, {"min_k": 0}, {"gate": "top_k", "weights": "normalised"}])
+@pytest.mark.parametrize("training", [True, False])
+def test_all_experts_under_a_mask_are_the_same_layer(change, training):
+    """Values, gradients, what is recorded and what is kept for balancing."""
+    found = []
+    for masked in (False, True):
+        layer = expert_layers(build(**change))[0].train(training)
+        layer.masked, layer.budget = masked, torch.full((20,), 3.0)
+        x = torch.randn(20, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        with record_routing(layer) as logs:
+            y = layer(x)
+        y.square().sum().backward()
+        seen = [] if layer.gate.seen is None else [layer.gate.seen.quantiles, layer.gate.seen.load]
+        grads = [p.grad for p in layer.parameters() if p.grad is not None]
+        found.append([y.detach(), x.grad, *grads, *seen, logs[0].load_E, logs[0].count_K])
+    assert len(found[0]) == len(found[1])
+    for plain, fast in zip(*found, strict=True):
+        torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-5)
+
+
 @torch.no_grad()
 def test_saved_and_loaded_is_the_same_model(ids, tmp_path):
     model = build()

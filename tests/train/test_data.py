@@ -38,6 +38,8 @@ def test_sequences_cover_the_text_and_keep_documents_apart(rows, length):
     start = torch.from_numpy(store.starts)[document]
     assert torch.equal(batch.position_BT, within - (first - start).clamp(min=0))
     assert batch.whole == bool((document == document[:, :1]).all())
+    assert len(batch.bounds) == 1 + sum(len(row.unique()) for row in document)
+    assert batch.bounds.tolist() == [*(batch.position_BT.flatten() == 0).nonzero().flatten().tolist(), count * length]
     mask = batch.mask()
     if mask is not None:
         place = torch.arange(length)

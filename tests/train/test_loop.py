@@ -218,14 +218,26 @@ def test_a_share_of_the_sequences_runs_at_other_budgets(make_model, settings, st
     assert lines(tmp_path)[0]["target_k"] == pytest.approx(asked.mean())
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler")
-def test_compiled_parts_compute_the_same(make_model, settings, store, tmp_path):
+@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize(
+    "ways",
+    [
+        {"masked": True},
+        pytest.param(
+            {"masked": True, "compile": True},
+            marks=pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler"),
+        ),
+    ],
+    ids=lambda ways: "-".join(ways),
+)
+def test_faster_ways_compute_the_same(make_model, settings, store, tmp_path, ways, rank):
     found = []
-    for compiled in (False, True):
-        config, out = settings(steps=3, loss=DISTILL, compile=compiled), tmp_path / str(compiled)
+    for chosen in ({}, ways):
+        config, out = settings(steps=3, loss=DISTILL, dial=0.5, rank=rank, **chosen), tmp_path / str(len(chosen))
         teacher = make_model(seed=1, dense=True)
         found.append((train(make_model(), store, config, out, teacher=teacher), lines(out)))
     (plain, before), (fast, after) = found
+    assert not any(layer.masked for layer in expert_layers(fast.model))
     for mine, theirs in zip(after, before, strict=True):
         for name in ("kl", "layers", "grad_norm"):
             assert mine[name] == pytest.approx(theirs[name], rel=1e-3)
@@ -269,6 +281,7 @@ def test_frozen_namespull_at_no_hidden_state(make_model, frozen):
         (dict(dtype="fp8"), "fp8"),
         (dict(anneal=2), "anneal"),
         (dict(loss=dict(next_token=0)), "above"),
+        (dict(masked=True, loss=dict(budget=0.1)), "masked"),
         (dict(loss=dict(kld=1)), "kld"),
         (dict(stepps=3), "stepps"),
     ],

@@ -1,5 +1,6 @@
 """Losses against torch's own, written out; packed text against documents one by one."""
 
+import shutil
 from itertools import pairwise
 
 import numpy as np
@@ -38,6 +39,24 @@ def test_head_loss_and_gradients_equal_torchs(monkeypatch, chunk, next_token, kl
     torch.testing.assert_close(sums.kl.double(), kl_sum.detach(), rtol=1e-5, atol=1e-5)
     for mine, theirs in zip(inputs, wide, strict=True):
         torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler")
+@pytest.mark.parametrize(("next_token", "kl"), [(0.7, 0.0), (0.5, 0.25)])
+def test_a_compiled_head_loss_is_the_same(next_token, kl):
+    torch.manual_seed(0)
+    hidden, weight, theirs = torch.randn(40, 8), torch.randn(19, 8), torch.randn(40, 8)
+    label = torch.randint(0, 19, (40,))
+    label[::7] = IGNORED
+    found = []
+    for compiled in (False, True):
+        inputs = [x.clone().requires_grad_() for x in (hidden, weight)]
+        teacher = dict(teacher_NC=theirs, teacher_VC=weight) if kl else {}
+        loss, sums = head_loss(*inputs, label, next_token=next_token, kl=kl, compiled=compiled, **teacher)
+        loss.backward()
+        found.append([loss.detach(), *sums, *(x.grad for x in inputs)])
+    for plain, fast in zip(*found, strict=True):
+        torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-5)
 
 
 def test_a_teacher_equal_to_the_model_costs_nothing():
@@ -109,7 +128,7 @@ def test_without_the_mask_packed_documents_would_be_told_apart(make_model):
     store = TokenStore.from_documents([np.arange(10), np.arange(50, 90)])
     batch = make_batch(store, np.arange(1), 32)
     model = make_model(dense=True).eval()
-    apart = run_model(model, batch)[0]
+    apart = run_model(model, batch)[0][None]
     across = model.model(batch.ids_BT).last_hidden_state
     torch.testing.assert_close(apart[:, :10], across[:, :10], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(apart[:, 11:], across[:, 11:], atol=1e-3)

@@ -185,7 +185,10 @@ def distill_command(
         _option(RUN, help="Share of the sequences at other mean numbers of experts, from half the target to all."),
     ] = 0.0,
     compile: Annotated[
-        bool, _option(RUN, "--compile", help="Compiled kernels for norms, SwiGLUs and losses; needs a C++ compiler.")
+        bool, _option(RUN, "--compile", help="Compiled kernels for whatever is not a product; needs a C++ compiler.")
+    ] = False,
+    masked: Annotated[
+        bool, _option(RUN, "--masked", help="Compute all experts and weigh them: faster where experts are small.")
     ] = False,
     quantize: Annotated[
         str, _option(RUN, help="With --rank, int4 or int8: learn what is best once weights are rounded so; none.")

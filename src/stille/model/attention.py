@@ -62,10 +62,13 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         """x: [..., C]; cos, sin: [..., D] of the tokens' positions; returns [..., C]."""
+        return self.o_proj(attend(self.layer, *self.project(x, cos, sin), self.scale).flatten(-2))
+
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q [..., H, D], k and v [..., K, D] of x, as they are attended with."""
         q = self.q_proj(x).unflatten(-1, (-1, self.head_dim))
         k = self.k_proj(x).unflatten(-1, (-1, self.head_dim))
         v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
-        return self.o_proj(attend(self.layer, q, k, v, self.scale).flatten(-2))
+        return apply_rope(q, cos, sin), apply_rope(k, cos, sin), v

@@ -106,7 +106,9 @@ class StilleModel(StillePreTrainedModel):
         """
         return self.rotary.table(self.embed_tokens.weight.device, length)
 
-    def forward_tokens(self, ids_N: Tensor, positions_N: Tensor, backend: AttentionBackend) -> Tensor:
+    def forward_tokens(
+        self, ids_N: Tensor, positions_N: Tensor, backend: AttentionBackend, states: list[Tensor] | None = None
+    ) -> Tensor:
         """Run flat tokens of any number of sequences through the decoder; the backend tells sequences apart.
 
         Args:
@@ -114,13 +116,14 @@ class StilleModel(StillePreTrainedModel):
             positions_N: int64 position of each token in its sequence, below `max_position_embeddings` (or the
                 length that `rope_table` was last asked for).
             backend: the cache and the attention over it.
+            states: if given, what each layer is given, hidden_NC, is appended.
 
         Returns:
             hidden_NC after the final norm, in the model's dtype.
         """
         x = self.embed_tokens(ids_N)
         cos_TD, sin_TD = self.rope_table()
-        x = self._run_layers(x, cos_TD[positions_N], sin_TD[positions_N], backend.attend)
+        x = self._run_layers(x, cos_TD[positions_N], sin_TD[positions_N], backend.attend, states)
         return self.norm(x)
 
     def _run_layers(

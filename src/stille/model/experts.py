@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from stille.kernels.experts import moe_forward
+from stille.kernels.experts import masked_forward, moe_forward
 from stille.model.config import StilleConfig
 from stille.model.ffn import FFN_KINDS, SwiGLU
 from stille.model.routing import ExpertsConfig, Gate, check_budget
@@ -31,6 +31,8 @@ class ExpertsFFN(nn.Module):
     Attributes:
         budget: mean number of experts, one number or one for each token [T]; None: the configured one.
         log: where routing is recorded, if it is.
+        masked: compute all experts for all tokens (`masked_forward`), as training does where that is faster. The gate
+            is then not called as a module, so hooks on it do not run.
 
     Raises:
         ConfigError: settings that `ExpertsConfig` does not know or take.
@@ -47,12 +49,15 @@ class ExpertsFFN(nn.Module):
         self.gate = Gate(width, settings)
         self.budget: float | Tensor | None = None
         self.log: LayerRouting | None = None
+        self.masked = False
         for weight in (self.gate_up_proj, self.down_proj):
             nn.init.normal_(weight, std=config.initializer_range)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., C]; returns [..., C]. With a budget for each token, tokens count in the order of x."""
         x_TC = x.reshape(-1, x.shape[-1])
+        if self.masked:
+            return self._all_experts(x_TC).view_as(x)
         expert_TK, weight_TK, mask_TE = self.gate(x_TC, self.budget)
         if self.log is not None:
             self.log.add(mask_TE)
@@ -60,6 +65,22 @@ class ExpertsFFN(nn.Module):
         if self.shared is not None:
             y = y + self.shared(x_TC)
         return y.view_as(x)
+
+    def _all_experts(self, x_TC: Tensor) -> Tensor:
+        budget = self.settings.target_k if self.budget is None else self.budget
+        # A tensor, so that compiled code is not made anew for each number; filled there, which waits for no copy.
+        target = budget if isinstance(budget, Tensor) else torch.full((), budget, device=x_TC.device)
+        y, score, mask = self.run_masked(x_TC, target)
+        self.gate.remember(score, mask)
+        if self.log is not None:
+            self.log.add(mask)
+        return y
+
+    def run_masked(self, x_TC: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The output [T, C] with all experts computed, and the gate's scores and mask [T, E]; keeps nothing."""
+        score, weight, mask = self.gate.weigh(x_TC, target)
+        y = masked_forward(x_TC, weight.to(x_TC.dtype), self.gate_up_proj, self.down_proj)
+        return y if self.shared is None else y + self.shared(x_TC), score, mask
 
 
 @dataclass

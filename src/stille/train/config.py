@@ -74,12 +74,14 @@ class TrainConfig:
             and the weights of experts still follow.
         dial: share of the sequences that run at another mean number of experts, drawn evenly from half the target to
             all, so that one checkpoint learns every budget.
-        compile: compute norms, SwiGLUs and the error of layers by compiled kernels; needs a C++ compiler, and the first
-            steps take longer.
+        compile: compute norms, SwiGLUs, projections, masked experts and losses by compiled kernels; needs a C++
+            compiler, and the first steps take longer.
+        masked: compute all experts for all tokens and weigh them: faster in training where experts are small, slower
+            where they are not.
 
     Raises:
         ConfigError: a value out of range, neither steps nor minutes, or `rank` with "fsdp", or
-            `quantize` without `rank`.
+            `quantize` without `rank`, or `masked` with a budget in the loss.
     """
 
     steps: int | None = 1000
@@ -114,6 +116,7 @@ class TrainConfig:
     gates: Literal["learned", "frozen"] = "learned"
     dial: float = 0.0
     compile: bool = False
+    masked: bool = False
 
     def __post_init__(self) -> None:
         if self.steps is None and self.minutes is None:
@@ -143,6 +146,10 @@ class TrainConfig:
             raise ConfigError("pairs of low rank (rank) are not split over processes: parallel 'replicate', or rank 0.")
         if self.quantize != "none" and not self.rank:
             raise ConfigError(f"quantize={self.quantize!r} is for pairs of low rank: give rank, or leave it out.")
+        if self.masked and self.loss.budget:
+            raise ConfigError(
+                "masked experts keep no routing table for a budget in the loss: loss.budget 0, or not masked."
+            )
         terms = dataclasses.asdict(self.loss)
         if min(terms.values()) < 0 or not max(terms.values()) > 0:
             raise ConfigError(f"loss weights {terms}: expected none below 0 and one above.")

@@ -197,20 +197,21 @@ class Batch:
         ids_BT: int64 tokens.
         label_BT: int64, the token to predict, or `IGNORED`.
         position_BT: int64, position in the document, or in the part of it that the sequence holds.
+        bounds: int32, where a document begins in the flat tokens, and their number at the end.
         whole: every sequence is of one document: plain causal attention is right.
     """
 
     ids_BT: Tensor
     label_BT: Tensor
     position_BT: Tensor
+    bounds: Tensor
     whole: bool
 
     def to(self, device: torch.device) -> "Batch":
         if device.type != "cuda":
             return self
-        parts = (self.ids_BT, self.label_BT, self.position_BT)
-        ids, label, position = (x.pin_memory().to(device, non_blocking=True) for x in parts)
-        return Batch(ids, label, position, self.whole)
+        parts = (self.ids_BT, self.label_BT, self.position_BT, self.bounds)
+        return Batch(*(x.pin_memory().to(device, non_blocking=True) for x in parts), whole=self.whole)
 
     def mask(self) -> Tensor | None:
         """bool [B, 1, T, T], who attends to whom; None: plain causal attention."""
@@ -291,10 +292,12 @@ def make_batch(store: TokenStore, numbers: np.ndarray, length: int) -> Batch:
     document_BT = np.searchsorted(store.starts, place_BT, side="right")
     start_BT = np.maximum(store.starts[document_BT - 1], place_BT[:, :1])
     ends = torch.from_numpy(document_BT[:, 1:] != document_BT[:, :-1])
+    position_BT = (place_BT - start_BT)[:, :-1]
     return Batch(
         window[:, :-1].contiguous(),
         window[:, 1:].masked_fill(ends, IGNORED),
-        torch.from_numpy((place_BT - start_BT)[:, :-1]).contiguous(),
+        torch.from_numpy(position_BT).contiguous(),
+        torch.from_numpy(np.append(np.flatnonzero(position_BT == 0), position_BT.size).astype(np.int32)),
         whole=bool((document_BT[:, -2] == document_BT[:, 0]).all()),
     )
 

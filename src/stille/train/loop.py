@@ -139,6 +139,8 @@ class _Run:
         if config.compile:
             for each in (model, *([] if teacher is None else [teacher])):
                 compile_parts(each)
+        for layer in self.layers:
+            layer.masked = config.masked
         self.objective = Objective(model, config.loss, teacher, compiled=config.compile)
         self.weights = _weights(self.objective, config, world)
         self.optimizer = _optimizer(self.weights.masters, config, world.device)
@@ -174,7 +176,7 @@ class _Run:
             if log is not None:
                 log.close()
             for layer in self.layers:
-                layer.budget = None
+                layer.budget, layer.masked = None, False
         pairs = self.weights.pairs() if isinstance(self.weights, LowRank) else None
         return Result(self._trained(), self.finished, self.step, self.tokens, self.seconds, evaluation, pairs)
 

@@ -5,6 +5,7 @@ Shapes: B sequences, T tokens, N = B * T, C hidden size, V vocabulary.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -17,9 +18,10 @@ from stille.model.experts import expert_layers
 from stille.model.routing import Gate, Routing
 from stille.train.config import LossWeights
 from stille.train.data import IGNORED, Batch
+from stille.train.packed import Packed
 
 LOGITS_AT_ONCE = 1 << 26
-"""Logits of a chunk of tokens: 256 MiB in float32."""
+"""Logits of a chunk of tokens: 256 MiB in float32. Compiled losses keep none in float32 and take four times as many."""
 
 
 class HeadSums(NamedTuple):
@@ -27,6 +29,33 @@ class HeadSums(NamedTuple):
 
     next_token: Tensor
     kl: Tensor
+
+
+def head_chunk(
+    logits_NV: Tensor, label_N: Tensor, goal_NV: Tensor | None, by_token: Tensor | None, by_kl: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses of a chunk of logits, in float32, and their gradient.
+
+    Args:
+        logits_NV, label_N, goal_NV: logits, tokens to predict (or `IGNORED`), and the teacher's logits.
+        by_token, by_kl: what the sums are multiplied by in the loss; None: not in it.
+
+    Returns:
+        The sums of cross-entropy and KL, and the gradient of the loss [N, V] in the dtype of the logits.
+    """
+    log_p = logits_NV.float().log_softmax(-1)
+    token_sum = F.nll_loss(log_p, label_N, ignore_index=IGNORED, reduction="sum")
+    p, kl_sum = log_p.exp(), torch.zeros_like(token_sum)
+    grad = torch.zeros_like(p)
+    if goal_NV is not None:
+        log_q = goal_NV.float().log_softmax(-1)
+        q = log_q.exp()
+        kl_sum = (q * (log_q - log_p)).sum()
+        grad = (p - q) * by_kl
+    if by_token is not None:
+        hit_NV = torch.arange(p.shape[1], device=p.device) == label_N[:, None]
+        grad = grad + (p - hit_NV.to(p.dtype)) * ((label_N != IGNORED).to(p.dtype) * by_token)[:, None]
+    return token_sum, kl_sum, grad.to(logits_NV.dtype)
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -41,32 +70,24 @@ class _HeadLoss(torch.autograd.Function):
         teacher_NC: Tensor | None,
         teacher_VC: Tensor | None,
         scales: tuple[float, float],
+        compiled: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        by_token, by_kl = scales
+        by_token, by_kl = (torch.full((), scale, device=hidden_NC.device) for scale in scales)
         by_hidden, by_weight = ctx.needs_input_grad[:2]  # a frozen head costs no gradient
         hidden_grad = torch.empty_like(hidden_NC) if by_hidden else None
         weight_grad = torch.zeros_like(weight_VC, dtype=torch.float32) if by_weight else None
         token_sum, kl_sum = hidden_NC.new_zeros((2,), dtype=torch.float32).unbind()
-        chunk = max(16, LOGITS_AT_ONCE // weight_VC.shape[0])
+        losses = _compiled_chunk() if compiled else head_chunk
+        most = LOGITS_AT_ONCE * (4 if compiled else 1) // weight_VC.shape[0]
+        chunk = max(16, 1 << max(0, most.bit_length() - 1))  # of equal sizes wherever possible: each is compiled
         for begin in range(0, hidden_NC.shape[0], chunk):
             rows = slice(begin, begin + chunk)
-            h, label = hidden_NC[rows], label_N[rows]
-            log_p = F.linear(h, weight_VC).float().log_softmax(-1)
-            token_sum = token_sum + F.nll_loss(log_p, label, ignore_index=IGNORED, reduction="sum")
-            log_q = None
+            h, goal = hidden_NC[rows], None
             if teacher_NC is not None and teacher_VC is not None:
-                log_q = F.linear(teacher_NC[rows], teacher_VC).float().log_softmax(-1)
-                kl_sum = kl_sum + (log_q.exp() * (log_q - log_p)).sum()
-            if hidden_grad is None and weight_grad is None:
-                continue
-            p = log_p.exp_()
-            grad = torch.zeros_like(p) if log_q is None else (p - log_q.exp_()).mul_(by_kl)
-            if by_token:
-                counted = label != IGNORED
-                grad += p * (counted.to(p.dtype) * by_token)[:, None]
-                at = label.clamp(min=0)[:, None]
-                grad.scatter_add_(1, at, -(counted.to(p.dtype) * by_token)[:, None])
-            grad = grad.to(h.dtype)
+                goal = F.linear(teacher_NC[rows], teacher_VC)
+            logits = F.linear(h, weight_VC)
+            tokens, kl, grad = losses(logits, label_N[rows], goal, by_token if scales[0] else None, by_kl)
+            token_sum, kl_sum = token_sum + tokens, kl_sum + kl
             if hidden_grad is not None:
                 hidden_grad[rows] = grad @ weight_VC
             if weight_grad is not None:
@@ -83,8 +104,13 @@ class _HeadLoss(torch.autograd.Function):
         return (
             None if hidden_grad is None else hidden_grad * grad.to(hidden_grad.dtype),
             None if weight_grad is None else (weight_grad * grad).to(ctx.dtype),
-            *(None,) * 4,
+            *(None,) * 5,
         )
+
+
+@lru_cache(maxsize=1)
+def _compiled_chunk() -> Any:
+    return torch.compile(head_chunk, dynamic=False)
 
 
 def head_loss(
@@ -96,6 +122,7 @@ def head_loss(
     kl: float = 0.0,
     teacher_NC: Tensor | None = None,
     teacher_VC: Tensor | None = None,
+    compiled: bool = False,
 ) -> tuple[Tensor, HeadSums]:
     """Cross-entropy of the next token and KL(teacher || model), in float32, with memory for a chunk of logits only.
 
@@ -105,6 +132,7 @@ def head_loss(
         label_N: int64, `IGNORED` where a token predicts nothing.
         next_token, kl: what the sums over tokens are multiplied by in the loss.
         teacher_NC, teacher_VC: the teacher's hidden states and head; its width may differ. Both or none.
+        compiled: by a compiled kernel (torch.compile).
 
     Returns:
         The loss, and the plain sums (without gradients).
@@ -114,7 +142,7 @@ def head_loss(
     """
     if kl and (teacher_NC is None or teacher_VC is None):
         raise ConfigError("a loss with kl needs a teacher.")
-    loss, *sums = _HeadLoss.apply(hidden_NC, weight_VC, label_N, teacher_NC, teacher_VC, (next_token, kl))  # pyright: ignore[reportGeneralTypeIssues]
+    loss, *sums = _HeadLoss.apply(hidden_NC, weight_VC, label_N, teacher_NC, teacher_VC, (next_token, kl), compiled)  # pyright: ignore[reportGeneralTypeIssues]
     return loss, HeadSums(*sums)
 
 
@@ -172,7 +200,7 @@ class Objective(nn.Module):
         model: what learns.
         weights: of the terms.
         teacher: a dense model with the same vocabulary; never trained.
-        compiled: the error of layers by a compiled kernel.
+        compiled: the losses by compiled kernels.
 
     Raises:
         ConfigError: a term needs a teacher and there is none, or the teacher does not fit.
@@ -187,7 +215,8 @@ class Objective(nn.Module):
         compiled: bool = False,
     ):
         super().__init__()
-        self._error = torch.compile(relative_error) if compiled else relative_error
+        self.compiled = compiled
+        self._error = torch.compile(relative_error, dynamic=False) if compiled else relative_error
         if weights.needs_teacher and teacher is None:
             raise ConfigError("loss weights ask for a teacher: give one, or set kl and layers to 0.")
         if teacher is not None and teacher.config.vocab_size != model.config.vocab_size:
@@ -227,13 +256,14 @@ class Objective(nn.Module):
             with torch.no_grad():
                 theirs, their_states = run_model(teacher, batch, deep)
         loss, sums = head_loss(
-            hidden.flatten(0, 1),
+            hidden,
             model.lm_head.weight,
             batch.label_BT.flatten(),
             next_token=weights.next_token * scales.label * scales.factor,
             kl=weights.kl * scales.token * scales.factor if teacher is not None else 0.0,
-            teacher_NC=None if theirs is None else theirs.flatten(0, 1),
+            teacher_NC=theirs,
             teacher_VC=None if teacher is None or theirs is None else teacher.lm_head.weight,
+            compiled=self.compiled,
         )
         zero = torch.zeros((), device=hidden.device)
         error = layer_error(states, their_states, self._error) if deep else zero
@@ -245,19 +275,18 @@ class Objective(nn.Module):
 
 
 def run_model(model: StilleForCausalLM, batch: Batch, deep: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Hidden states [B, T, C] after the final norm, and with `deep` those after each layer.
+    """Hidden states [N, C] after the final norm, and with `deep` those after each layer.
 
     Raises:
         UnsupportedError: sequences of several documents, and attention that cannot keep them apart.
     """
-    if not batch.whole and any(kind != "full" for kind in model.config.attention_kinds):
+    if all(kind == "full" for kind in model.config.attention_kinds):
+        states: list[Tensor] = []
+        ids, positions = batch.ids_BT.flatten(), batch.position_BT.flatten()
+        hidden = model.model.forward_tokens(ids, positions, Packed(batch), states if deep else None)
+        return hidden, (*states[1:], hidden) if deep else ()
+    if not batch.whole:
         raise UnsupportedError("layers whose attention is not 'full' cannot keep the documents of a sequence apart.")
-    out = model.model(
-        input_ids=batch.ids_BT,
-        attention_mask=batch.mask(),
-        position_ids=None if batch.whole else batch.position_BT,
-        use_cache=False,
-        output_hidden_states=deep,
-        return_dict=True,
-    )
-    return out.last_hidden_state, tuple(out.hidden_states[1:]) if deep else ()
+    out = model.model(input_ids=batch.ids_BT, use_cache=False, output_hidden_states=deep, return_dict=True)
+    states_BTC = out.hidden_states[1:] if deep else ()
+    return out.last_hidden_state.flatten(0, 1), tuple(x.flatten(0, 1) for x in states_BTC)

@@ -36,7 +36,7 @@ class DefaultSettings:
         num_experts, shared_size, expert_size, router_size: see `ConvertSettings`.
         minutes, steps: of distillation, whichever is over first; steps None: by the clock alone.
         rank, lr, rate_b, rate_whole, warmup, anneal, batch, micro_batch, length, loss, dtype: see `TrainConfig`.
-        quantize, gates, dial, compile: see there too.
+        quantize, gates, dial, compile, masked: see there too.
         judge_tokens: of each kind of text.
         judge: other files to judge on, [name, path] pairs.
         budgets: mean numbers of experts that are judged.
@@ -86,7 +86,8 @@ class DefaultSettings:
     quantize: str = "none"
     gates: str = "frozen"
     dial: float = 0.25
-    compile: bool = False
+    compile: bool | None = None
+    masked: bool = True
     judge_tokens: int | None = None
     judge: tuple[tuple[str, str], ...] = ()
     budgets: tuple[float, ...] = (3, 4.8, 8, 16)
@@ -137,8 +138,8 @@ class DefaultSettings:
             tokens=200_000 if small else 8_000_000, held_out_tokens=16_384 if small else 131_072,
             sequences=32 if small else 256, shard=64 if small else 4096,
             calibration_tokens=32_768 if small else 131_072, router_steps=400 if small else 1000,
-            batch=8 if small else 32, micro_batch=2 if small else 32, dtype="fp32" if small else "bf16",
-            judge_tokens=8192 if small else 65_536,
+            batch=8 if small else 64, micro_batch=2 if small else 64, dtype="fp32" if small else "bf16",
+            judge_tokens=8192 if small else 65_536, compile=not small,
         )  # fmt: skip
         values = {name: value for name, value in chosen.items() if getattr(self, name) is None}
         if self.batch is not None and self.micro_batch is None:
@@ -156,8 +157,8 @@ class DefaultSettings:
         count = int(self.calibration_tokens or 0)
         return ConvertSettings(
             **{name: getattr(self, name) for name in (*names, "seed", "budgets")},
-            tokens=count, profile_tokens=min(count, 8192), steps=int(self.router_steps or 0), held_out=0,
-            length=min(512, self.length),
+            tokens=count, profile_tokens=min(count, 8192), sensitivity_tokens=min(count, 4096), held_out=0,
+            steps=int(self.router_steps or 0), length=min(512, self.length),
         )  # fmt: skip
 
     def training(self) -> TrainConfig:
@@ -165,8 +166,20 @@ class DefaultSettings:
         names = ("steps", "minutes", "batch", "micro_batch", "length", "lr", "rate_b", "rate_whole", "warmup")
         values = {
             name: getattr(self, name)
-            for name in (*names, "anneal", "rank", "seed", "loss", "dtype", "quantize", "gates", "dial", "compile")
+            for name in (
+                *names,
+                "anneal",
+                "rank",
+                "seed",
+                "loss",
+                "dtype",
+                "quantize",
+                "gates",
+                "dial",
+                "compile",
+                "masked",
+            )
         }
         return TrainConfig(
-            **values, weight_decay=0.0, save_every=1_000_000, save_minutes=1.0, keep=1, log_every=10, eval_sequences=32
+            **values, weight_decay=0.0, save_every=1_000_000, save_minutes=1.0, keep=1, log_every=10, eval_sequences=64
         )
