@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stille.errors import CheckpointError, ConfigError, UnsupportedError
 from stille.kernels import grids
 from stille.model import StilleForCausalLM, load_config, load_model
-from stille.model.convert.delta import DeltaSource, read_delta, write_delta
+from stille.model.convert.delta import DeltaSource, from_int8, read_delta, to_int8, write_delta
 from stille.model.convert.low_rank import dense_matrices
 from stille.model.convert.pipeline import ConvertSettings, convert
 from stille.model.convert.split import Layout, split_ffn
@@ -30,6 +32,14 @@ GATE_UP, GATE = "model.layers.1.mlp.gate_up_proj", "model.layers.1.mlp.gate_proj
 
 def weights(model) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def factors(pairs, name) -> tuple[torch.Tensor, torch.Tensor]:
+    """A and B in float32."""
+    a, b = (pairs.tensors[f"{name}.low_rank_{half}"] for half in "ab")
+    assert a.dtype == b.dtype == torch.int8
+    a_scale, b_scale = (pairs.tensors[f"{name}.low_rank_{half}.factors"] for half in "ab")
+    return a.float() * a_scale[:, None], b.float() * b_scale
 
 
 def low_rank(model, config, rank=3, dtype=torch.float32) -> LowRank:
@@ -136,7 +146,7 @@ def test_the_model_is_on_the_grid_and_the_pairs_are_not(make_model, settings, st
     matrices = dense_matrices(result.model)
     sums = {part.name: torch.empty_like(end[part.name]) for matrix in matrices for part in matrix.parts}
     for matrix in matrices:
-        a, b = (result.pairs.tensors[matrix.name + part].float() for part in (".low_rank_a", ".low_rank_b"))
+        a, b = factors(result.pairs, matrix.name)
         assert b.abs().max() > 0
         matrix.put(matrix.gather(start) + b @ a, sums)
     for name, value in sums.items():
@@ -221,6 +231,26 @@ class TestDeltas:
             torch.testing.assert_close(loaded[name], value, rtol=1e-5, atol=1e-6)
         assert DeltaSource(*opened(tmp_path / "second")).own()[GATE + ".low_rank_a"].shape[0] == 8
 
+    def test_pairs_in_floating_point_become_eight_bits(self, start, tiny_checkpoint, settings, tmp_path):
+        """As deltas of format 1 have them: read as they are, rounded once they are trained again."""
+        export_delta(self.trained(start, tiny_checkpoint, settings, tmp_path / "a"), start, tmp_path / "first")
+        source = DeltaSource(*opened(tmp_path / "first"))
+        wide = {name: value for name, value in source.own().items() if not name.endswith(".factors")}
+        for name in [name for name, value in wide.items() if value.dtype == torch.int8]:
+            axis = -2 if name.endswith("_a") else -1
+            wide[name] = from_int8(wide[name], source.own()[name + ".factors"], axis)
+        delta, config, *_ = opened(tmp_path / "first")
+        write_delta(tmp_path / "wide", config, tiny_checkpoint, delta.digests, wide)
+        same, other = (weights(load_model(tmp_path / name, progress=False).model) for name in ("first", "wide"))
+        assert all(torch.equal(same[name], other[name]) for name in same)
+        second = self.trained(tmp_path / "wide", tiny_checkpoint, settings, tmp_path / "b")
+        export_delta(second, tmp_path / "wide", tmp_path / "second")
+        own = DeltaSource(*opened(tmp_path / "second")).own()
+        assert own[GATE + ".low_rank_a"].dtype == torch.int8
+        loaded = weights(load_model(tmp_path / "second", progress=False).model)
+        for name, value in weights(second.model).items():
+            torch.testing.assert_close(loaded[name], value, rtol=1e-2, atol=1e-3)
+
     def test_pairs_that_do_not_fit_and_matrices_replaced(self, start, tiny_checkpoint, settings, tmp_path):
         result = self.trained(start, tiny_checkpoint, settings, tmp_path / "run")
         delta, config, *_ = opened(start)
@@ -230,6 +260,14 @@ class TestDeltas:
         )
         with pytest.raises(CheckpointError, match=r"low_rank_a \[2, 3\] of the delta .* on the base"):
             load_model(tmp_path / "odd", progress=False)
+        export_delta(result, start, tmp_path / "whole")
+        own = {
+            n: v for n, v in DeltaSource(*opened(tmp_path / "whole")).own().items() if n != GATE + ".low_rank_b.factors"
+        }
+        write_delta(tmp_path / "half", config, tiny_checkpoint, delta.digests, own)
+        with pytest.raises(CheckpointError, match="low_rank_a"):
+            load_model(tmp_path / "half", progress=False)
+        own = DeltaSource(*opened(start)).own()
         q = "model.layers.0.self_attn.q_proj.weight"
         write_delta(tmp_path / "q", config, tiny_checkpoint, delta.digests, own | {q: torch.zeros(64, 64)})
         with pytest.raises(UnsupportedError, match="q_proj"):
@@ -250,6 +288,16 @@ class TestDeltas:
         assert (written.base, written.relative) == ("stille-135m", None)
 
 
+@given(st.integers(1, 5), st.integers(1, 40), st.floats(1e-6, 1e6), st.integers(0, 99), st.sampled_from([-2, -1]))
+def test_eight_bits_are_half_a_step_off_at_most(rank, size, scale, seed, axis):
+    shape = (rank, size) if axis == -2 else (size, rank)
+    value = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale
+    stored, factors = to_int8(value, axis)
+    assert factors.shape == (rank,)
+    step = factors.unsqueeze(-1) if axis == -2 else factors
+    assert ((from_int8(stored, factors, axis) - value).abs() <= 0.501 * step).all()
+
+
 def opened(folder):
     delta = read_delta(folder)
     return delta, load_config(folder), *open_weights(delta.base_source())
@@ -259,4 +307,4 @@ def test_models_are_not_what_the_optimizer_moves_alone(make_model, settings, sto
     """A dense model learns by pairs as well."""
     result = train(make_model(dense=True), store, settings(steps=2, rank=2), tmp_path)
     assert isinstance(result.model, StilleForCausalLM)
-    assert len(result.pairs.tensors) == 2 * 2 * 7
+    assert len(result.pairs.tensors) == 2 * 2 * 2 * 7

@@ -14,12 +14,9 @@ from torch import Tensor, nn
 
 from stille.kernels.grids import rounded
 from stille.model.checkpoint import EMBEDDINGS, HEAD
-from stille.model.convert.delta import LOW_RANK_A, LOW_RANK_B
+from stille.model.convert.delta import COMPONENT, FACTORS, LOW_RANK_A, LOW_RANK_B, from_int8, to_int8
 from stille.model.convert.low_rank import DenseMatrix, dense_matrices
 from stille.train.weights import Replicated, World
-
-STORED = torch.bfloat16
-"""What pairs are rounded to at the end of a run, and kept in by deltas."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +24,8 @@ class Pairs:
     """What a run of low rank has trained.
 
     Attributes:
-        tensors: by dense name and `.low_rank_a` [r, in] or `.low_rank_b` [out, r], neurons in the model's order, in
-            `STORED`.
+        tensors: by dense name and `.low_rank_a` [r, in] or `.low_rank_b` [out, r], neurons in the model's order, int8;
+            with `.factors` behind it, the factors of its r components.
         whole: names of the parameters that were trained whole.
     """
 
@@ -64,6 +61,7 @@ class LowRank(Replicated):
         self._start = {m.name: m.gather(self._held).detach() for m in self.matrices}
         self.digest = self._digest()
         super().__init__(module, dtype, world, without={f"model.{name}" for name in self._held})
+        self._stored: dict[str, Tensor] = {}  # of the finished run
         self._whole = frozenset(name.removeprefix("model.") for name in self.masters)
         random = torch.Generator().manual_seed(seed)
         for matrix in self.matrices:
@@ -106,15 +104,25 @@ class LowRank(Replicated):
 
     @torch.no_grad()
     def finish(self) -> None:
-        for matrix in self.matrices:
-            for master in self.pair(matrix):
-                master.copy_(master.to(STORED))
+        self._stored = self._rounded()
+        for name, axis in self._halves():
+            self.masters[name].copy_(from_int8(self._stored[name], self._stored[name + FACTORS], axis))
         self.publish()
 
     def pairs(self) -> Pairs:
-        """What was trained, for a delta; after `finish`."""
-        names = [m.name + end for m in self.matrices for end in (LOW_RANK_A, LOW_RANK_B)]
-        return Pairs({name: self.masters[name].detach().to(STORED).cpu() for name in names}, self._whole)
+        """What was trained, for a delta; after `finish` the very numbers that the model has."""
+        stored = self._stored or self._rounded()
+        return Pairs({name: value.cpu() for name, value in stored.items()}, self._whole)
+
+    def _rounded(self) -> dict[str, Tensor]:
+        found = {}
+        for name, axis in self._halves():
+            found[name], found[name + FACTORS] = to_int8(self.masters[name], axis)
+        return found
+
+    def _halves(self) -> list[tuple[str, int]]:
+        """Name and axis of the components of every A and B."""
+        return [(matrix.name + end, axis) for matrix in self.matrices for end, axis in COMPONENT.items()]
 
     def _digest(self) -> str:
         found = hashlib.sha256()

@@ -189,8 +189,8 @@ class TestDamage:
 
     def test_a_newer_format(self, delta):
         values = json.loads((delta / "delta.json").read_text())
-        (delta / "delta.json").write_text(json.dumps(values | {"format": 2}))
-        with pytest.raises(CheckpointError, match=r"on the base .*dense' has format 2; this version reads 1"):
+        (delta / "delta.json").write_text(json.dumps(values | {"format": 3}))
+        with pytest.raises(CheckpointError, match=r"on the base .*dense' has format 3; this version reads 1 to 2"):
             load_model(delta, progress=False)
 
     def test_changed_digests(self, delta):

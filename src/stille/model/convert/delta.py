@@ -7,8 +7,10 @@ A folder with
 
 Dense FFNs are not stored again: `ORDER`, a permutation of the neurons of every layer, makes experts out of the base's.
 A change of a tensor is a whole new value (its name), a difference that is added (`<name>.difference`), or one of low
-rank, B @ A (`<name>.low_rank_a` [.., r, in] and `<name>.low_rank_b` [.., out, r]). A pair may also name a matrix of a
-dense FFN that was split (`model.layers.0.mlp.gate_proj.weight`): it is added before, neurons in the base's order.
+rank, B @ A (`<name>.low_rank_a` [.., r, in] and `<name>.low_rank_b` [.., out, r]): floating point, or int8 with a
+factor for each of the r components (`<name>.low_rank_a.factors` and `<name>.low_rank_b.factors` [.., r]). A pair may
+also name a matrix of a dense FFN that was split (`model.layers.0.mlp.gate_proj.weight`): it is added before, neurons in
+the base's order.
 """
 
 import hashlib
@@ -36,9 +38,11 @@ from stille.model.convert.split import Layout, split_ffn
 from stille.model.routing import ExpertsConfig
 from stille.model.store import known_models
 
-DELTA_FILE, FORMAT = "delta.json", 1
+DELTA_FILE, FORMAT = "delta.json", 2  # 1 had no pairs in int8
 ORDER = "convert.order"
-DIFFERENCE, LOW_RANK_A, LOW_RANK_B = ".difference", ".low_rank_a", ".low_rank_b"
+DIFFERENCE, LOW_RANK_A, LOW_RANK_B, FACTORS = ".difference", ".low_rank_a", ".low_rank_b", ".factors"
+COMPONENT = {LOW_RANK_A: -2, LOW_RANK_B: -1}
+"""The axis of a pair's components."""
 DENSE = ("gate_proj", "up_proj", "down_proj")
 SPLIT = re.compile(r"model\.layers\.(\d+)\.mlp\.((?:shared\.\w+\.weight)|gate_up_proj|down_proj)")
 # Fields of the configuration that decide what the base's tensors mean; later stages may change others.
@@ -211,8 +215,10 @@ def read_delta(folder: str | Path) -> Delta:
             f"{folder / DELTA_FILE} is damaged ({error!r}); make or fetch the delta again."
         ) from error
     whose = f"of the delta {folder} on the base {delta.base!r}"
-    if given != FORMAT:
-        raise CheckpointError(f"{DELTA_FILE} {whose} has format {given!r}; this version reads {FORMAT}. Update Stille.")
+    if given not in range(1, FORMAT + 1):
+        raise CheckpointError(
+            f"{DELTA_FILE} {whose} has format {given!r}; this version reads 1 to {FORMAT}. Update Stille."
+        )
     if fingerprint(delta.digests) != stated:
         raise CheckpointError(f"{DELTA_FILE} {whose} is damaged: the base's digests do not give its fingerprint.")
     if not delta.file.is_file():
@@ -302,8 +308,16 @@ class DeltaSource:
         return self._before(name, dtype, False)
 
     def _product(self, name: str) -> Tensor:
-        a, b = (self._file.get_tensor(name + end).float() for end in (LOW_RANK_A, LOW_RANK_B))
+        a, b = (self._factor(name + end, axis) for end, axis in COMPONENT.items())
         return b @ a
+
+    def _factor(self, name: str, axis: int) -> Tensor:
+        value = self._file.get_tensor(name)
+        return (
+            from_int8(value, self._file.get_tensor(name + FACTORS), axis)
+            if value.dtype == torch.int8
+            else value.float()
+        )
 
     def _before(self, name: str, dtype: torch.dtype, changed: bool) -> Tensor:
         """A tensor of `plain`; with `changed`, of a base to whose dense FFNs their pairs were added."""
@@ -376,7 +390,7 @@ class DeltaSource:
         split = {f"model.layers.{layer}.mlp.{part}.weight" for layer in self._layers for part in DENSE}
         base = self._base.shapes()
         for name, shape in self._own.items():
-            if name == ORDER or name.endswith(LOW_RANK_B):
+            if name == ORDER or name.endswith((LOW_RANK_B, FACTORS)):
                 continue
             target, result = name, shape
             if name.endswith(DIFFERENCE):
@@ -384,7 +398,7 @@ class DeltaSource:
             elif name.endswith(LOW_RANK_A):
                 target = name.removesuffix(LOW_RANK_A)
                 other = self._own.get(target + LOW_RANK_B, ())
-                result = (*other[:-1], shape[-1]) if other[-1:] == shape[-2:-1] else ()
+                result = (*other[:-1], shape[-1]) if other[-1:] == shape[-2:-1] and self._scaled(target) else ()
             dense = target in split and name.endswith(LOW_RANK_A)
             known = base.get(target) if dense else self._shapes.get(target)
             if target != name and known != result:
@@ -393,6 +407,31 @@ class DeltaSource:
                 self._dense.add(target)
             else:
                 self._shapes[target] = result
+
+    def _scaled(self, target: str) -> bool:
+        """Whether each half of a pair in int8 has a factor for each component."""
+        return all(
+            self._file.get_slice(name).get_dtype() != "I8"
+            or self._own.get(name + FACTORS) == (*self._own[name][:-2], self._own[name][axis])
+            for name, axis in ((target + end, axis) for end, axis in COMPONENT.items())
+        )
+
+
+def to_int8(value: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """A half of a pair in 8 bits: int8 in its shape, and float32 [.., r], a factor for each component.
+
+    Args:
+        value: [.., r, in] or [.., out, r], floating point.
+        axis: of the components, -2 or -1.
+    """
+    value = value.detach().float()
+    scale = value.abs().amax(-1 if axis == -2 else -2).clamp(min=1e-30) / 127
+    return (value / scale.unsqueeze(-1 if axis == -2 else -2)).round().to(torch.int8), scale
+
+
+def from_int8(value: Tensor, scale: Tensor, axis: int) -> Tensor:
+    """float32, what `to_int8` made 8 bits of."""
+    return value.float() * scale.unsqueeze(-1 if axis == -2 else -2)
 
 
 def changes(

@@ -14,7 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from stille.errors import UnsupportedError
-from stille.model.convert.delta import DENSE, DIFFERENCE, LOW_RANK_A, LOW_RANK_B, DeltaSource
+from stille.model.convert.delta import (
+    COMPONENT,
+    DENSE,
+    DIFFERENCE,
+    FACTORS,
+    LOW_RANK_A,
+    LOW_RANK_B,
+    DeltaSource,
+    to_int8,
+)
 
 _PLAIN = re.compile(r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)\.weight")
 _FFN_PAIR = re.compile(r"model\.layers\.(\d+)\.mlp\.(gate|up|down)_proj\.weight\.low_rank_([ab])")
@@ -93,7 +102,8 @@ def base_order(pairs: Mapping[str, Tensor], source: DeltaSource) -> dict[str, Te
     """Pairs of a converted model with their neurons in the order of the base.
 
     Args:
-        pairs: by dense name and `.low_rank_a` [r, in] or `.low_rank_b` [out, r], neurons in the model's order.
+        pairs: by dense name and `.low_rank_a` [r, in] or `.low_rank_b` [out, r], neurons in the model's order; other
+            names (factors) stay as they are.
         source: the delta whose order of the neurons the model has.
     """
     found = {}
@@ -118,9 +128,10 @@ def low_rank_delta(
 
     Args:
         state: of the trained model, by name.
-        pairs: what was added to the dense matrices, see `base_order`.
+        pairs: what was added to the dense matrices, in int8 with factors; see `base_order`.
         whole: names of the parameters that were trained whole.
-        source: the delta that training began with. Its own changes stay, its pairs are joined with the new ones.
+        source: the delta that training began with. Its own changes stay, its pairs are joined with the new ones (and
+            brought to int8, if they are not).
 
     Returns:
         For `write_delta`.
@@ -132,18 +143,21 @@ def low_rank_delta(
     for name, value in state.items():
         if name in source.tied or (name in source.plain and name not in whole):
             continue  # the base's, and what changes it
-        for end in (DIFFERENCE, LOW_RANK_A, LOW_RANK_B):
+        for end in (DIFFERENCE, LOW_RANK_A, LOW_RANK_B, LOW_RANK_A + FACTORS, LOW_RANK_B + FACTORS):
             found.pop(name + end, None)
         found[name] = value.detach().cpu()
-    for name, value in base_order(pairs, source).items():
-        target = name.removesuffix(LOW_RANK_A).removesuffix(LOW_RANK_B)
+    ordered = base_order(pairs, source)
+    for target in sorted({name.removesuffix(LOW_RANK_A) for name in ordered if name.endswith(LOW_RANK_A)}):
         if target in found:
             raise UnsupportedError(
                 f"{source.label} holds {target} whole, which training changed by a pair of low rank: train it with "
                 "rank 0, or begin with a delta that holds differences."
             )
-        before = found.get(name)
-        axis = 0 if name.endswith(LOW_RANK_A) else 1
-        value = value.detach().cpu()
-        found[name] = value if before is None else torch.cat([before.to(value.dtype), value], axis)
+        for end, axis in COMPONENT.items():
+            name = target + end
+            value, scale = ordered[name].cpu(), ordered[name + FACTORS].cpu()
+            if (before := found.get(name)) is not None:
+                parts = (before, found[name + FACTORS]) if before.dtype == torch.int8 else to_int8(before, axis)
+                value, scale = torch.cat([parts[0], value], axis), torch.cat([parts[1], scale])
+            found[name], found[name + FACTORS] = value, scale
     return found
