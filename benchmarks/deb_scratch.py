@@ -129,6 +129,7 @@ def parse() -> argparse.Namespace:
     add("--minutes", type=float, help="start no run that would likely end after so many minutes")
     add("--dtype", default="bf16", choices=("fp32", "bf16"))
     add("--part", default="all", choices=("all", "main", "others"), help="train these alone; one GPU can take each")
+    add("--points", type=Path, help="results of earlier runs, by name: not made again, and new ones are added")
     add("--report", action="store_true", help="train nothing")
     add("--tiny", action="store_true", help="a check on a CPU; no records")
     add("--plot", type=Path, help="draw validation loss against routed FLOPs there (.svg; needs matplotlib)")
@@ -141,7 +142,7 @@ def main() -> int:
     plan = tiny_plan(options) if options.tiny else full_plan(options)
     options.out.mkdir(parents=True, exist_ok=True)
     done = True if options.report else make(plan, options, started)
-    results = collect(plan, options.out)
+    results = collect(plan, known(options))
     table(plan, results)
     if options.plot:
         plot(plan, results, options.plot)
@@ -160,7 +161,7 @@ def make(plan: Plan, options: argparse.Namespace, started: float) -> bool:
     longest = 0.0
     with open_world() as world:
         for run in plan.runs(options.part):
-            if (options.out / run.name / "result.json").exists():
+            if run.name in known(options):
                 continue
             left = math.inf if options.minutes is None else 60 * options.minutes - (time.perf_counter() - started)
             if left < 1.1 * longest:
@@ -170,7 +171,19 @@ def make(plan: Plan, options: argparse.Namespace, started: float) -> bool:
             if not one(plan, run, store, held_out, world, options.out / run.name):
                 return False
             longest = max(longest, time.perf_counter() - begin)
+            if options.points:
+                options.points.write_text(json.dumps(known(options), indent=1) + "\n", encoding="utf-8")
     return True
+
+
+def known(options: argparse.Namespace) -> dict[str, dict]:
+    """Results by the name of the run: those in `--points`, and those in `--out`."""
+    found = {}
+    if options.points and options.points.exists():
+        found = json.loads(options.points.read_text(encoding="utf-8"))
+    for file in sorted(options.out.glob("*/result.json")):
+        found[file.parent.name] = json.loads(file.read_text(encoding="utf-8"))
+    return found
 
 
 def standard_library() -> list[Path]:
@@ -228,18 +241,17 @@ def flops(plan: Plan, size: Size, k: float) -> dict[str, float]:
     return {"routed": routed, "ffn": ffn, "model": ffn + attention + 2 * c * 257}
 
 
-def collect(plan: Plan, out: Path) -> dict[Run, dict]:
+def collect(plan: Plan, results: dict[str, dict]) -> dict[Run, dict]:
     """Results of the plan's runs that are there, all of the same data, length and machine as the first."""
     found: dict[Run, dict] = {}
     for run in plan.runs():
-        file = out / run.name / "result.json"
-        if not file.exists():
+        if run.name not in results:
             continue
-        result = json.loads(file.read_text(encoding="utf-8"))
+        result = results[run.name]
         first = next(iter(found.values()), result)
         if differing := [key for key in ("data", "steps", "tokens") if result[key] != first[key]]:
             raise SystemExit(
-                f"{file} differs from the other runs in {', '.join(differing)}: remove it, or use another --out."
+                f"{run.name} differs from the other runs in {', '.join(differing)}: remove it, or use another --out."
             )
         found[run] = result
     return found

@@ -51,6 +51,15 @@ def test_resolving_fills_in_everything_that_was_left_open():
     assert dataclasses.replace(resolved, dtype="bf16").load_dtype is torch.bfloat16
 
 
+def test_experts_are_packed_to_eight_bits_unless_told_otherwise():
+    split = StilleConfig(
+        num_hidden_layers=1, max_position_embeddings=1000, ffn_kinds=["experts"],
+        experts={"num_experts": 16, "expert_size": 4, "shared_size": 16},
+    )  # fmt: skip
+    assert EngineConfig(device="cpu").resolve(split).dtype == "int8"
+    assert EngineConfig(device="cpu", dtype="int4").resolve(split).dtype == "int4"
+
+
 def test_a_small_token_budget_limits_the_number_of_sequences():
     assert EngineConfig(device="cpu", max_num_batched_tokens=5).resolve(SMALL).max_num_seqs == 5
 

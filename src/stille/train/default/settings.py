@@ -64,7 +64,7 @@ class DefaultSettings:
     router_steps: int | None = None
     gate: str = "threshold"
     target_k: float = 4.8
-    min_k: int = 1
+    min_k: int = 0
     max_k: int | None = None
     num_experts: int = 16
     shared_size: int | None = None
@@ -73,11 +73,11 @@ class DefaultSettings:
     minutes: float | None = 16.0
     steps: int | None = None
     rank: int = 32
-    lr: float = 1.5e-4
+    lr: float | None = None
     rate_b: float = 4.0
     rate_whole: float = 0.25
     warmup: int = 50
-    anneal: float = 0.4
+    anneal: float = 0.2
     batch: int | None = None
     micro_batch: int | None = None
     length: int = 1024
@@ -139,7 +139,7 @@ class DefaultSettings:
             sequences=32 if small else 256, shard=64 if small else 4096,
             calibration_tokens=32_768 if small else 131_072, router_steps=400 if small else 1000,
             batch=8 if small else 64, micro_batch=2 if small else 64, dtype="fp32" if small else "bf16",
-            judge_tokens=8192 if small else 65_536, compile=not small,
+            judge_tokens=8192 if small else 65_536, compile=not small, lr=2e-4 if small else 1e-3,
         )  # fmt: skip
         values = {name: value for name, value in chosen.items() if getattr(self, name) is None}
         if self.batch is not None and self.micro_batch is None:
