@@ -73,6 +73,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", default="int4", help="int4 or int8, both sides")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--samples", type=int, default=3, help="of each phase in a round")
     parser.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES))
     parser.add_argument("--tries", type=int, default=30, help="for each sample, while other programs disturb")
     return parser.parse_args()
@@ -118,8 +119,9 @@ def run_rounds(sides: dict[str, Side], ids: list[int], options: argparse.Namespa
                 for phase in options.phases:
                     do, prompt, new = PHASES[phase]
                     fields = {"new": new} if new else {}
-                    answer = running.timed(options.tries, do, ids=ids[round * 2100 :][:prompt], **fields)
-                    samples[phase, name].add(new - 1 if new else prompt, answer)
+                    for _ in range(options.samples):
+                        answer = running.timed(options.tries, do, ids=ids[round * 2100 :][:prompt], **fields)
+                        samples[phase, name].add(new - 1 if new else prompt, answer)
                 if name != "dense":
                     mean_k[name] = running.ask("routing")["mean_k"]
                 dtype = running.ready["dtype"]
@@ -148,7 +150,8 @@ def make_records(samples, mean_k, dtype: str, quality: str, experts, options: ar
                     notes=f"{what}; a budget of {side} of {experts['num_experts']} experts (measured mean "
                     f"{mean_k[side]:.2f}) of {experts['expert_size']} neurons beside {experts['shared_size']} shared "
                     f"ones, gate of {experts['router_size']}. {options.threads} threads, batch 1, median of "
-                    f"{options.rounds} interleaved rounds. Ranges: ours {ours}; dense {dense}. {quality}.",
+                    f"{options.rounds} interleaved rounds of {options.samples}. Ranges: ours {ours}; dense "
+                    f"{dense}. {quality}.",
                 )
             )
     return records

@@ -17,6 +17,10 @@ from stille.errors import ConfigError
 
 GROUP = 32
 BITS = (4, 8)
+NARROWER = (0.0, 0.1, 0.2)
+"""Parts of a group's range that int4 leaves out at first, in search of the nearest grid."""
+REFITS = 2
+AT_ONCE = 1 << 18  # groups, in the search
 _LARGEST_HALF = 65504.0
 
 
@@ -38,7 +42,7 @@ class QuantizedWeight:
 
 
 def quantize(weight_OI: Tensor, bits: int) -> QuantizedWeight:
-    """Round-to-nearest onto the grid of `bits`.
+    """The nearest values on the grid of `bits`; of int4's grids, a near one to each group.
 
     Args:
         weight_OI: finite floating-point matrix, I a multiple of 32.
@@ -52,7 +56,10 @@ def quantize(weight_OI: Tensor, bits: int) -> QuantizedWeight:
 
 
 def quantize_int4(weight_OI: Tensor) -> QuantizedWeight:
-    """4-bit asymmetric: scale = (max - min) / 15 of each group. Values already on such a grid are kept.
+    """4-bit asymmetric: of each group the grid from least to largest value, or one that is nearer by squares.
+
+    Others are found by narrowing that range and fitting scale and minimum to the values for the integers that they got,
+    as llama.cpp does for its K formats. Values already on the first grid are kept, to the bit.
 
     Raises:
         ConfigError: see `quantize`.
@@ -109,12 +116,57 @@ def rounded(weight: Tensor, bits: int) -> Tensor:
     return found.flatten(1)[:, :inputs].reshape(weight.shape)
 
 
+@dataclass
+class _Grid:
+    """Groups [N, 32] on int4 grids: integers as floats, binary16 scale and minimum [N], squared error [N]."""
+
+    q: Tensor
+    scale: Tensor
+    minimum: Tensor
+    error: Tensor
+
+    @staticmethod
+    def of(w_NK: Tensor, scale: Tensor, minimum: Tensor) -> "_Grid":
+        scale, minimum = scale.to(torch.float16), minimum.to(torch.float16)
+        q = (w_NK - minimum.float()[:, None]).mul_(_inverse(scale)[:, None]).round_().clamp_(0, 15)
+        error = (q * scale.float()[:, None]).add_(minimum.float()[:, None]).sub_(w_NK).square_().sum(-1)
+        return _Grid(q, scale, minimum, error)
+
+    def take(self, other: "_Grid", rows: Tensor | slice) -> None:
+        """Where the other is nearer, at these rows."""
+        better = (other.error < self.error[rows]) & (other.scale > 0)
+        for name in ("q", "scale", "minimum", "error"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            chosen = better[:, None] if mine.dim() > 1 else better
+            mine[rows] = torch.where(chosen, theirs, mine[rows])
+
+
 def _int4(w_OGK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    low, high = torch.aminmax(w_OGK, dim=-1)
-    scale = ((high - low) / 15).to(torch.float16)
-    minimum = low.to(torch.float16)
-    q = (w_OGK - minimum.float()[..., None]).mul_(_inverse(scale)[..., None]).round_().clamp_(0, 15)
-    return q, scale, minimum
+    w_NK = w_OGK.reshape(-1, GROUP)
+    parts = [_nearest(part) for part in w_NK.split(AT_ONCE)]
+    q, scale, minimum = (torch.cat([getattr(part, name) for part in parts]) for name in ("q", "scale", "minimum"))
+    return q.view(w_OGK.shape), scale.view(w_OGK.shape[:-1]), minimum.view(w_OGK.shape[:-1])
+
+
+def _nearest(w_NK: Tensor) -> _Grid:
+    low, high = torch.aminmax(w_NK, dim=-1)
+    found = _Grid.of(w_NK, (high - low) / 15, low)
+    rows: Tensor | slice = slice(None)  # on a GPU all: to find out which would wait for it
+    if not w_NK.is_cuda:
+        rows = found.error > 0
+        if not rows.any():  # a model that was published in 4 bits
+            return found
+    w, low, span = w_NK[rows], low[rows], (high - low)[rows]
+    for part in NARROWER:
+        scale, minimum = span * ((1 - part) / 15), low + span * (part / 2)
+        for _ in range(REFITS):
+            q = ((w - minimum[:, None]) / scale.clamp(min=1e-30)[:, None]).round_().clamp_(0, 15)
+            q_sum, w_sum = q.sum(-1), w.sum(-1)
+            spread = (GROUP * q.square().sum(-1) - q_sum.square()).clamp(min=1e-9)
+            scale = (GROUP * (w * q).sum(-1) - q_sum * w_sum) / spread
+            minimum = (w_sum - scale * q_sum) / GROUP
+        found.take(_Grid.of(w, scale, minimum), rows)
+    return found
 
 
 def _int8(w_OGK: Tensor) -> tuple[Tensor, Tensor]:
