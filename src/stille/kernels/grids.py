@@ -20,7 +20,7 @@ BITS = (4, 8)
 NARROWER = (0.0, 0.1, 0.2)
 """Parts of a group's range that int4 leaves out at first, in search of the nearest grid."""
 REFITS = 2
-AT_ONCE = 1 << 18  # groups, in the search
+AT_ONCE = 1 << 15  # groups in the search: what lies between its steps stays in the cache
 _LARGEST_HALF = 65504.0
 
 
