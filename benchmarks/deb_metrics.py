@@ -66,7 +66,7 @@ def main() -> int:
         machine=ledger.describe_machine(), command="python benchmarks/deb_metrics.py",
         notes=f"Time that counting gates for /metrics adds to decoding, {options.batch} sequence"
         f"{'s' if options.batch > 1 else ''} at once, {options.model}. A counted step {1e3 * slow:.3f} ms, another "
-        f"{1e3 * fast:.3f} ms, medians of {len(counted):,} and {len(others):,}, taken in turn; 1 in {EVERY} is counted.",
+        f"{1e3 * fast:.3f} ms, medians of {len(counted):,} and {len(others):,} in turn; 1 in {EVERY} is counted.",
     )  # fmt: skip
     print(ledger.render_table([record]))
     if options.json:
