@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -137,9 +138,16 @@ def test_it_learns(make_model, settings, store, make_store, tmp_path):
     assert result.evaluation["held_out"] < first["next_token"] - 0.5
 
 
-@pytest.mark.parametrize("quantize", ["int4", "int8"])
-def test_the_model_is_on_the_grid_and_the_pairs_are_not(make_model, settings, store, tmp_path, quantize):
-    config = settings(steps=3, rank=2, quantize=quantize)
+@pytest.mark.parametrize(
+    ("quantize", "compiled"),
+    [
+        ("int4", False),
+        ("int8", False),
+        pytest.param("int4", True, marks=pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler")),
+    ],
+)
+def test_the_model_is_on_the_grid_and_the_pairs_are_not(make_model, settings, store, tmp_path, quantize, compiled):
+    config = settings(steps=3, rank=2, quantize=quantize, compile=compiled)
     start = weights(make_model())
     result = train(make_model(), store, config, tmp_path)
     end = weights(result.model)

@@ -8,6 +8,7 @@ Shapes: O output features, I input features, G = I / 32 groups.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -116,8 +117,7 @@ def rounded(weight: Tensor, bits: int) -> Tensor:
     return found.flatten(1)[:, :inputs].reshape(weight.shape)
 
 
-@dataclass
-class _Grid:
+class _Grid(NamedTuple):
     """Groups [N, 32] on int4 grids: integers as floats, binary16 scale and minimum [N], squared error [N]."""
 
     q: Tensor
@@ -125,48 +125,58 @@ class _Grid:
     minimum: Tensor
     error: Tensor
 
-    @staticmethod
-    def of(w_NK: Tensor, scale: Tensor, minimum: Tensor) -> "_Grid":
-        scale, minimum = scale.to(torch.float16), minimum.to(torch.float16)
-        q = (w_NK - minimum.float()[:, None]).mul_(_inverse(scale)[:, None]).round_().clamp_(0, 15)
-        error = (q * scale.float()[:, None]).add_(minimum.float()[:, None]).sub_(w_NK).square_().sum(-1)
-        return _Grid(q, scale, minimum, error)
-
-    def take(self, other: "_Grid", rows: Tensor | slice) -> None:
-        """Where the other is nearer, at these rows."""
-        better = (other.error < self.error[rows]) & (other.scale > 0)
-        for name in ("q", "scale", "minimum", "error"):
-            mine, theirs = getattr(self, name), getattr(other, name)
-            chosen = better[:, None] if mine.dim() > 1 else better
-            mine[rows] = torch.where(chosen, theirs, mine[rows])
-
 
 def _int4(w_OGK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     w_NK = w_OGK.reshape(-1, GROUP)
-    parts = [_nearest(part) for part in w_NK.split(AT_ONCE)]
-    q, scale, minimum = (torch.cat([getattr(part, name) for part in parts]) for name in ("q", "scale", "minimum"))
+    if w_NK.is_cuda:
+        q, scale, minimum, _ = _nearest(w_NK)
+    else:
+        parts = [_nearest_where_needed(part) for part in w_NK.split(AT_ONCE)]
+        q, scale, minimum, _ = (torch.cat(each) for each in zip(*parts, strict=True))
     return q.view(w_OGK.shape), scale.view(w_OGK.shape[:-1]), minimum.view(w_OGK.shape[:-1])
 
 
-def _nearest(w_NK: Tensor) -> _Grid:
-    low, high = torch.aminmax(w_NK, dim=-1)
-    found = _Grid.of(w_NK, (high - low) / 15, low)
-    rows: Tensor | slice = slice(None)  # on a GPU all: to find out which would wait for it
-    if not w_NK.is_cuda:
-        rows = found.error > 0
-        if not rows.any():  # a model that was published in 4 bits
-            return found
-    w, low, span = w_NK[rows], low[rows], (high - low)[rows]
-    for part in NARROWER:
-        scale, minimum = span * ((1 - part) / 15), low + span * (part / 2)
-        for _ in range(REFITS):
-            q = ((w - minimum[:, None]) / scale.clamp(min=1e-30)[:, None]).round_().clamp_(0, 15)
-            q_sum, w_sum = q.sum(-1), w.sum(-1)
-            spread = (GROUP * q.square().sum(-1) - q_sum.square()).clamp(min=1e-9)
-            scale = (GROUP * (w * q).sum(-1) - q_sum * w_sum) / spread
-            minimum = (w_sum - scale * q_sum) / GROUP
-        found.take(_Grid.of(w, scale, minimum), rows)
+def _nearest_where_needed(w_NK: Tensor) -> _Grid:
+    """`_nearest` for groups that are not on their plain grid; on a GPU, to find out which would wait for it."""
+    found = _plain(w_NK)
+    rows = found.error > 0
+    if rows.any():  # else a model that was published in 4 bits
+        for mine, nearer in zip(found, _nearest(w_NK[rows]), strict=True):
+            mine[rows] = nearer
     return found
+
+
+def _nearest(w_NK: Tensor) -> _Grid:
+    best = _plain(w_NK)
+    low, high = torch.aminmax(w_NK, dim=-1)
+    for part in NARROWER:
+        scale, minimum = (high - low) * ((1 - part) / 15), low + (high - low) * (part / 2)
+        for _ in range(REFITS):
+            q = ((w_NK - minimum[:, None]) / scale.clamp(min=1e-30)[:, None]).round().clamp(0, 15)
+            q_sum, w_sum = q.sum(-1), w_NK.sum(-1)
+            spread = (GROUP * q.square().sum(-1) - q_sum.square()).clamp(min=1e-9)
+            scale = (GROUP * (w_NK * q).sum(-1) - q_sum * w_sum) / spread
+            minimum = (w_sum - scale * q_sum) / GROUP
+        other = _on_grid(w_NK, scale, minimum)
+        nearer = (other.error < best.error) & (other.scale > 0)
+        best = _Grid(*(
+            torch.where(nearer[:, None] if mine.dim() > 1 else nearer, theirs, mine)
+            for theirs, mine in zip(other, best, strict=True)
+        ))  # fmt: skip
+    return best
+
+
+def _plain(w_NK: Tensor) -> _Grid:
+    """From the least to the largest value."""
+    low, high = torch.aminmax(w_NK, dim=-1)
+    return _on_grid(w_NK, (high - low) / 15, low)
+
+
+def _on_grid(w_NK: Tensor, scale: Tensor, minimum: Tensor) -> _Grid:
+    scale, minimum = scale.to(torch.float16), minimum.to(torch.float16)
+    q = ((w_NK - minimum.float()[:, None]) * _inverse(scale)[:, None]).round().clamp(0, 15)
+    error = (q * scale.float()[:, None] + minimum.float()[:, None] - w_NK).square().sum(-1)
+    return _Grid(q, scale, minimum, error)
 
 
 def _int8(w_OGK: Tensor) -> tuple[Tensor, Tensor]:

@@ -357,7 +357,7 @@ class _Run:
 def _weights(objective: Objective, config: TrainConfig, world: World) -> Replicated | Sharded:
     dtype = DTYPES[config.dtype]
     if config.rank:
-        return LowRank(objective, dtype, world, config.rank, config.seed, GRIDS[config.quantize])
+        return LowRank(objective, dtype, world, config.rank, config.seed, GRIDS[config.quantize], config.compile)
     return (Sharded if config.parallel == "fsdp" and world.size > 1 else Replicated)(objective, dtype, world)
 
 

@@ -45,13 +45,18 @@ class LowRank(Replicated):
         rank: of the pairs, at most that of the matrix.
         seed: of A.
         bits: 4 or 8: the model holds the sums W as the CPU engine rounds them; 0: as they are.
+        compiled: round by compiled kernels (torch.compile).
 
     Attributes:
         digest: of what does not learn and is not in a checkpoint.
     """
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype, world: World, rank: int, seed: int, bits: int = 0):
+    def __init__(
+        self, module: nn.Module, dtype: torch.dtype, world: World, rank: int, seed: int, bits: int = 0,
+        compiled: bool = False,
+    ):  # fmt: skip
         self.model, self.bits = module.get_submodule("model"), bits
+        self._round = torch.compile(rounded, dynamic=False) if compiled else rounded
         for name, parameter in self.model.named_parameters():
             if name in (EMBEDDINGS, HEAD):
                 parameter.requires_grad_(False)
@@ -100,10 +105,11 @@ class LowRank(Replicated):
             matrix.put(self._start[matrix.name] + b @ a, self._sums if self.bits else self._held)
         if self.bits:
             for name, parameter in self._held.items():
-                parameter.copy_(rounded(self._sums[name], self.bits))
+                parameter.copy_(self._round(self._sums[name], self.bits))
 
     @torch.no_grad()
     def finish(self) -> None:
+        self._round = rounded  # compiled code may choose the other of two grids that are equally near
         self._stored = self._rounded()
         for name, axis in self._halves():
             self.masters[name].copy_(from_int8(self._stored[name], self._stored[name + FACTORS], axis))
