@@ -32,26 +32,29 @@ class HeadSums(NamedTuple):
 
 
 def head_chunk(
-    logits_NV: Tensor, label_N: Tensor, goal_NV: Tensor | None, by_token: Tensor | None, by_kl: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+    logits_NV: Tensor, label_N: Tensor, goal_NV: Tensor | None, by_token: Tensor | None, by_kl: Tensor, graded: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Losses of a chunk of logits, in float32, and their gradient.
 
     Args:
         logits_NV, label_N, goal_NV: logits, tokens to predict (or `IGNORED`), and the teacher's logits.
         by_token, by_kl: what the sums are multiplied by in the loss; None: not in it.
+        graded: whether the gradient is wanted.
 
     Returns:
         The sums of cross-entropy and KL, and the gradient of the loss [N, V] in the dtype of the logits.
     """
     log_p = logits_NV.float().log_softmax(-1)
     token_sum = F.nll_loss(log_p, label_N, ignore_index=IGNORED, reduction="sum")
-    p, kl_sum = log_p.exp(), torch.zeros_like(token_sum)
-    grad = torch.zeros_like(p)
+    kl_sum, q = torch.zeros_like(token_sum), None
     if goal_NV is not None:
         log_q = goal_NV.float().log_softmax(-1)
         q = log_q.exp()
         kl_sum = (q * (log_q - log_p)).sum()
-        grad = (p - q) * by_kl
+    if not graded:
+        return token_sum, kl_sum, None
+    p = log_p.exp()
+    grad = torch.zeros_like(p) if q is None else (p - q) * by_kl
     if by_token is not None:
         hit_NV = torch.arange(p.shape[1], device=p.device) == label_N[:, None]
         grad = grad + (p - hit_NV.to(p.dtype)) * ((label_N != IGNORED).to(p.dtype) * by_token)[:, None]
@@ -77,7 +80,7 @@ class _HeadLoss(torch.autograd.Function):
         hidden_grad = torch.empty_like(hidden_NC) if by_hidden else None
         weight_grad = torch.zeros_like(weight_VC, dtype=torch.float32) if by_weight else None
         token_sum, kl_sum = hidden_NC.new_zeros((2,), dtype=torch.float32).unbind()
-        losses = _compiled_chunk() if compiled else head_chunk
+        losses, graded = _compiled_chunk() if compiled else head_chunk, by_hidden or by_weight
         most = LOGITS_AT_ONCE * (4 if compiled else 1) // weight_VC.shape[0]
         chunk = max(16, 1 << max(0, most.bit_length() - 1))  # of equal sizes wherever possible: each is compiled
         for begin in range(0, hidden_NC.shape[0], chunk):
@@ -86,11 +89,11 @@ class _HeadLoss(torch.autograd.Function):
             if teacher_NC is not None and teacher_VC is not None:
                 goal = F.linear(teacher_NC[rows], teacher_VC)
             logits = F.linear(h, weight_VC)
-            tokens, kl, grad = losses(logits, label_N[rows], goal, by_token if scales[0] else None, by_kl)
+            tokens, kl, grad = losses(logits, label_N[rows], goal, by_token if scales[0] else None, by_kl, graded)
             token_sum, kl_sum = token_sum + tokens, kl_sum + kl
-            if hidden_grad is not None:
+            if hidden_grad is not None and grad is not None:
                 hidden_grad[rows] = grad @ weight_VC
-            if weight_grad is not None:
+            if weight_grad is not None and grad is not None:
                 weight_grad += grad.T @ h
         ctx.save_for_backward(hidden_grad, weight_grad)
         ctx.dtype = weight_VC.dtype

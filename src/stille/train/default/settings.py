@@ -163,23 +163,11 @@ class DefaultSettings:
 
     def training(self) -> TrainConfig:
         """Of the stage `distill`; of filled settings."""
-        names = ("steps", "minutes", "batch", "micro_batch", "length", "lr", "rate_b", "rate_whole", "warmup")
-        values = {
-            name: getattr(self, name)
-            for name in (
-                *names,
-                "anneal",
-                "rank",
-                "seed",
-                "loss",
-                "dtype",
-                "quantize",
-                "gates",
-                "dial",
-                "compile",
-                "masked",
-            )
-        }
+        names = (
+            "steps", "minutes", "batch", "micro_batch", "length", "lr", "rate_b", "rate_whole", "warmup", "anneal",
+            "rank", "seed", "loss", "dtype", "quantize", "gates", "dial", "compile", "masked",
+        )  # fmt: skip
+        values = {name: getattr(self, name) for name in names}
         return TrainConfig(
             **values, weight_decay=0.0, save_every=1_000_000, save_minutes=1.0, keep=1, log_every=10, eval_sequences=64
         )
