@@ -56,6 +56,15 @@ def command(
     router_size: Annotated[
         int, typer.Option(min=0, help="Inner width of the gate; 0 is one linear map.", rich_help_panel=SIZES)
     ] = 128,
+    token_mean: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Share of a token's mean score that gates keep: less, and fewer tokens run all experts or none.",
+            rich_help_panel=SIZES,
+        ),
+    ] = 1.0,
     gate: Annotated[
         str,
         typer.Option(
@@ -142,6 +151,7 @@ def command(
         shared_size=shared_size,
         expert_size=expert_size,
         router_size=router_size,
+        token_mean=token_mean,
         gate=gate,
         target_k=target_k,
         min_k=min_k,

@@ -221,7 +221,11 @@ class TestMistakes:
 
     def test_sizes_and_bounds(self, dense, run, tmp_path):
         source = dense("llama")
-        for values, message in [({"shared_size": 41}, "Sizes that fit"), ({"target_k": 9.0}, "mean of 9")]:
+        for values, message in [
+            ({"shared_size": 41}, "Sizes that fit"),
+            ({"target_k": 9.0}, "mean of 9"),
+            ({"token_mean": 1.5}, "token_mean=1.5"),
+        ]:
             with pytest.raises(ConfigError, match=message):
                 run(source, tmp_path / "delta", dataclasses.replace(pipeline_settings(), **values))
 

@@ -57,6 +57,7 @@ class ConvertSettings:
         held_out: tokens of other text that the result is judged on; 0: it is not judged.
         length: tokens of a sequence, at most the model's context.
         steps: of fitting each gate.
+        token_mean: see `router.normalised`, 0 to 1.
         layer_budgets: layers that lose more than others with fewer experts get more of them; not with gate "top_k".
         sensitivity_tokens: of the calibration text by which that is measured, at least one sequence.
         budgets: mean numbers of experts that are judged, beside target_k; what the bounds exclude is left out.
@@ -77,6 +78,7 @@ class ConvertSettings:
     held_out: int = 4_096
     length: int = 512
     steps: int = 400
+    token_mean: float = 1.0
     layer_budgets: bool = True
     sensitivity_tokens: int = 2_048
     budgets: tuple[float, ...] = (3, 4.8, 8, 16)
@@ -176,6 +178,8 @@ def convert(
             f"{settings.tokens} tokens in sequences of {length}: expected at least {max(MIN_TOKENS, length)} tokens in "
             "sequences of at least 2."
         )
+    if not 0 <= settings.token_mean <= 1:
+        raise ConfigError(f"token_mean={settings.token_mean}, expected a share from 0 to 1.")
     documents = read_documents(text)
     digests = tensor_digests(tensors)
     loaded = load_model(path, dtype=dtype, device=device, progress=progress)
@@ -271,7 +275,8 @@ def _collect(model: StilleForCausalLM, ids_ST: Tensor, stages: Work, key: str, p
 
 
 def _fitting(settings: ConvertSettings) -> dict[str, Any]:
-    return {"profile": settings.profile_tokens, "steps": settings.steps, "seed": settings.seed}
+    names = {"profile": "profile_tokens", "steps": "steps", "seed": "seed", "token_mean": "token_mean"}
+    return {name: getattr(settings, field) for name, field in names.items()}
 
 
 def _layers(
@@ -330,9 +335,8 @@ def convert_layer(
     target_NE = torch.cat(
         [log_norms(inner(x, (gate_up[0], gate_up[1])), routed["down_proj"]).cpu() for x in x_NC.split(CHUNK)]
     )
-    router = fit_router(
-        x_NC, normalised(target_NE), experts.router_size, steps=settings.steps, seed=settings.seed, device=device
-    )
+    target_NE = normalised(target_NE, settings.token_mean)
+    router = fit_router(x_NC, target_NE, experts.router_size, steps=settings.steps, seed=settings.seed, device=device)
     gate = Gate(width, experts)
     gate.load_state_dict(router.tensors(), strict=False)
     calibration = calibrate(gate.to(device), x_NC)

@@ -33,7 +33,7 @@ class DefaultSettings:
         temperature, chat_top_p: of sampling; continuations take all tokens.
         calibration_tokens, router_steps: of the conversion. By as many tokens thresholds are placed after training.
         gate, target_k, min_k, max_k: of the experts, see `ExpertsConfig`.
-        num_experts, shared_size, expert_size, router_size: see `ConvertSettings`.
+        num_experts, shared_size, expert_size, router_size, token_mean: see `ConvertSettings`.
         minutes, steps: of distillation, whichever is over first; steps None: by the clock alone.
         rank, lr, rate_b, rate_whole, warmup, anneal, batch, micro_batch, length, loss, dtype: see `TrainConfig`.
         quantize, gates, dial, compile, masked: see there too.
@@ -70,6 +70,7 @@ class DefaultSettings:
     shared_size: int | None = None
     expert_size: int | None = None
     router_size: int = 128
+    token_mean: float = 1.0
     minutes: float | None = 16.0
     steps: int | None = None
     rank: int = 32
@@ -156,7 +157,7 @@ class DefaultSettings:
         names = ("num_experts", "shared_size", "expert_size", "router_size", "gate", "target_k", "min_k", "max_k")
         count = int(self.calibration_tokens or 0)
         return ConvertSettings(
-            **{name: getattr(self, name) for name in (*names, "seed", "budgets")},
+            **{name: getattr(self, name) for name in (*names, "token_mean", "seed", "budgets")},
             tokens=count, profile_tokens=min(count, 8192), sensitivity_tokens=min(count, 4096), held_out=0,
             steps=int(self.router_steps or 0), length=min(512, self.length),
         )  # fmt: skip
