@@ -14,6 +14,7 @@ from stille.train import DISTILL, LossWeights, TokenStore
 from stille.train import losses as module
 from stille.train.data import IGNORED, make_batch
 from stille.train.losses import Objective, Scales, budget_loss, head_loss, layer_error, run_model
+from stille.train.packed import Packed
 
 
 @pytest.mark.parametrize("chunk", [3, 1 << 20])
@@ -121,6 +122,22 @@ def test_packed_loss_equals_the_loss_of_documents_one_by_one(make_model, dense):
     assert float(packed) == pytest.approx(float(separate), rel=1e-6)
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, model.get_parameter(name).grad, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="flash attention of unequal lengths needs a CUDA device")
+def test_flash_attention_of_documents_is_attention_under_the_mask():
+    random = np.random.default_rng(0)
+    store = TokenStore.from_documents([random.integers(0, 256, int(size)) for size in random.integers(5, 300, 40)])
+    packed = Packed(make_batch(store, np.arange(4), 256).to(torch.device("cuda")))
+    found = []
+    for attend in (packed._by_document, packed._by_mask):
+        torch.manual_seed(0)
+        q, k, v = (torch.randn(1024, heads, 64, device="cuda").bfloat16().requires_grad_() for heads in (6, 2, 2))
+        o = attend(q, k, v, 0.125)
+        o.backward(torch.randn_like(o))
+        found.append([o.detach(), q.grad, k.grad, v.grad])
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=3e-2, atol=3e-2)
 
 
 def test_without_the_mask_packed_documents_would_be_told_apart(make_model):

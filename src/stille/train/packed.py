@@ -9,7 +9,8 @@ from torch import Tensor
 
 from stille.train.data import Batch
 
-FLASH = (torch.bfloat16, torch.float16)
+FLASH, WIDEST = (torch.bfloat16, torch.float16), 256
+"""Dtypes that flash attention takes, and the widest heads; widths are multiples of 8."""
 
 
 class Packed:
@@ -27,7 +28,8 @@ class Packed:
         self._mask: Tensor | None = None
 
     def attend(self, layer: int, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, scale: float) -> Tensor:
-        if q_NHD.is_cuda and q_NHD.dtype in FLASH:
+        width = q_NHD.shape[-1]
+        if q_NHD.is_cuda and q_NHD.dtype in FLASH and width % 8 == 0 and width <= WIDEST:
             return self._by_document(q_NHD, k_NKD, v_NKD, scale)
         return self._by_mask(q_NHD, k_NKD, v_NKD, scale)
 
@@ -42,13 +44,8 @@ class Packed:
             self._mask = self.batch.mask()
         sequences = self.batch.ids_BT.shape[0]
         q, k, v = (x.unflatten(0, (sequences, -1)).transpose(1, 2) for x in (q_NHD, k_NKD, v_NKD))
+        causal, grouped = self._mask is None, q.shape[1] != k.shape[1]
         o_BHTD = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=self._mask,
-            is_causal=self._mask is None,
-            scale=scale,
-            enable_gqa=q.shape[1] != k.shape[1],
+            q, k, v, attn_mask=self._mask, is_causal=causal, scale=scale, enable_gqa=grouped
         )
         return o_BHTD.transpose(1, 2).flatten(0, 1)
