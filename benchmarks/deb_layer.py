@@ -4,12 +4,15 @@
     python benchmarks/deb_layer.py --only check
     python benchmarks/deb_layer.py --only sweep          # tiles of the decode kernels
     python benchmarks/deb_layer.py --only crossover      # up to how many tokens they win
+    python benchmarks/deb_layer.py --only profile        # the kernels of a pass, and their times
     python benchmarks/deb_layer.py --json results.json
     python benchmarks/deb_layer.py --tiny                # the same code on small shapes, also on a CPU; records nothing
 
 A layer of DeepSeek-V3's shape: bf16, hidden size 4,096, 16 experts of 2,048 and a shared one of 2,048. Random data and
 random, balanced routing tables, which are given: gates are not timed. DEB's table has 1 to 16 experts per token, 4.8 on
-the mean; top-8 is the same code with eight. Sides of a comparison take turns; medians, by CUDA events.
+the mean; top-8 is the same code with eight. Sides of a comparison take turns; medians, by CUDA events. All sides have
+the same shared expert, and are replayed from CUDA graphs where they can be captured: in a model the host is ahead of
+such a layer. Notes have the times of launching one by one, too, in which a GPU waits for Python at the start.
 
 Decoding is the routed experts of one token, replayed from a CUDA graph over 40 different tokens, so that weights come
 from memory and not from a cache. transformers' `batched_mm` has 16 columns, as a table for up to 16 experts must have.
@@ -30,7 +33,7 @@ from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, use_experts_implementation
 
 from hsa_sides.gpu import Failure, Records, expect
-from stille.kernels.experts import moe_forward, reference
+from stille.kernels.experts import moe_forward, reference, swiglu
 from stille.kernels.experts.routes import find_routes
 from stille.ledger import measure
 
@@ -85,8 +88,7 @@ class Experts(nn.Module):
         return moe_forward(x, expert, weight, self.gate_up_proj, self.down_proj)
 
     def shared_expert(self, x: Tensor) -> Tensor:
-        gate, up = F.linear(x, self.shared_gate_up).chunk(2, dim=-1)
-        return F.linear(F.silu(gate) * up, self.shared_down)
+        return F.linear(swiglu(F.linear(x, self.shared_gate_up)), self.shared_down)
 
 
 def build(shape: Shape) -> Experts:
@@ -101,6 +103,14 @@ def theirs(name: str, layer: Experts, x: Tensor, table: tuple[Tensor, Tensor]) -
     # Some versions look for entries that are not used only then, and are faster without.
     layer._is_expert_parallel = table[0].shape[1] == EXPERTS
     return ALL_EXPERTS_FUNCTIONS[name](layer, x, *table)
+
+
+def whole(side: str, layer: Experts, x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    """Routed and shared experts."""
+    shared = layer.shared_expert(x)
+    if side == "ours":
+        return moe_forward(x, *table, layer.gate_up_proj, layer.down_proj, plus_TC=shared)
+    return theirs("grouped_mm", layer, x, table) + shared
 
 
 def numbers(tokens: int, mean: float, seed: int = 0) -> Tensor:
@@ -167,6 +177,24 @@ def graphed(run: Run) -> Run:
     return graph.replay
 
 
+def captured(run: Run) -> Run | None:
+    """As `graphed`; None, with the reason printed, if `run` waits for the host or cannot be captured otherwise."""
+    if DEVICE == "cpu":
+        return run
+    run()
+    try:
+        torch.cuda.set_sync_debug_mode("error")  # a capture that fails leaves traces: better not to begin
+        run()
+        torch.cuda.set_sync_debug_mode("default")
+        with torch.cuda.stream(torch.cuda.current_stream()):  # again the current one if a capture fails
+            return graphed(run)
+    except RuntimeError as reason:
+        print(f"not captured: {reason}", flush=True)
+        return None
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def gradients(
     forward: Callable[[Tensor, tuple[Tensor, Tensor]], Tensor], layer: Experts, x: Tensor, table: tuple[Tensor, Tensor]
 ) -> list[Tensor]:
@@ -202,6 +230,8 @@ def check(shape: Shape, layer: Experts) -> None:
         for name, table in tables(shape).items():
             want = theirs("grouped_mm", layer, x, table)
             expect(f"{name}, {shape.tokens} tokens, against grouped_mm", ours(layer, x, table), want, 1e-2)
+            both = [whole(side, layer, x, table) for side in ("ours", "theirs")]
+            expect(f"{name}, {shape.tokens} tokens, with the shared expert", *both, 1e-2)
 
 
 def tables(shape: Shape) -> dict[str, tuple[Tensor, Tensor]]:
@@ -213,28 +243,32 @@ def tables(shape: Shape) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def layers(shape: Shape, layer: Experts, records: Records) -> list[str]:
-    """The whole layer with its shared expert, forward and with the backward pass."""
+    """The whole layer with its shared expert, forward and with the backward pass; CUDA graphs where they can be."""
     x, lines = tokens_of(shape, shape.tokens), []
     given = tables(shape)
     d_out = tokens_of(shape, shape.tokens, seed=2)
     inputs = [x, *layer.parameters()]
 
-    def forward(side: str, table: str) -> Tensor:
-        routed = ours(layer, x, given[table]) if side == "ours" else theirs("grouped_mm", layer, x, given[table])
-        return routed + layer.shared_expert(x)
-
     def inference(side: str, table: str) -> None:
         with torch.no_grad():
-            forward(side, table)
+            whole(side, layer, x, given[table])
 
     def training(side: str, table: str) -> None:
-        torch.autograd.grad(forward(side, table), inputs, d_out)
+        torch.autograd.grad(whole(side, layer, x, given[table]), inputs, d_out)
 
     sides = [(side, table) for side in ("ours", "theirs") for table in given]
     for stage, run in (("fwd", inference), ("bwd", training)):
         x.requires_grad_(stage == "bwd")
-        ms = in_turns({f"{s} {t}": (lambda s=s, t=t, run=run: run(s, t)) for s, t in sides}, shape.rounds)
-        lines.append(f"{stage}: " + ", ".join(f"{name} {value:.2f} ms" for name, value in ms.items()))
+        eager = {f"{s} {t}": (lambda s=s, t=t, run=run: run(s, t)) for s, t in sides}
+        launched = in_turns(eager, shape.rounds)
+        graphs = {name: captured(run) for name, run in eager.items()}
+        waiting = [name for name, graph in graphs.items() if graph is None]
+        ms = in_turns({name: graphs[name] or run for name, run in eager.items()}, shape.rounds)
+        del graphs  # and their memory
+        for how, times in (("", ms), (" launched one by one", launched)):
+            lines.append(f"{stage}{how}: " + ", ".join(f"{name} {value:.2f} ms" for name, value in times.items()))
+        if waiting:
+            lines.append(f"{stage}: not captured, so launched one by one: {', '.join(waiting)}")
         passes = "forward" if stage == "fwd" else "forward and backward"
         flops = 6 * shape.width * shape.tokens * (1 if stage == "fwd" else 3)  # of a neuron
         rates = ", ".join(
@@ -251,16 +285,22 @@ def layers(shape: Shape, layer: Experts, records: Records) -> list[str]:
             (f"deb.layer.{stage}.top8", "ours top8", "theirs top8", "transformers grouped_mm, same table", None),
         ):
             what = "top-8" if mine.endswith("top8") else f"a mean of {MEAN_K} experts"
+            how = ("CUDA graphs", "CUDA graph on one side, the other is not captured", "No CUDA graphs")
+            how = how[(mine in waiting) + (base in waiting)]
+            each = f"{launched[mine]:.2f} ms against {launched[base]:.2f} ms"
             records.append(
                 measure(
                     id, ms[mine], "ms", better="lower", baseline=baseline, baseline_value=ms[base], goal=goal,
-                    command=COMMAND, notes=f"Layer of experts, {passes}, {what}. {setting}",
+                    command=COMMAND,
+                    notes=f"Layer of experts, {passes}, {what}. {setting} {how}; launched one by one: {each}.",
                 )
             )  # fmt: skip
-    with torch.no_grad():
-        routes = in_turns(
-            {name: (lambda t=t: find_routes(t[0], EXPERTS, on_host=False)) for name, t in given.items()}, shape.rounds
-        )
+    sorts = {name: (lambda t=t: find_routes(t[0], EXPERTS, on_host=False)) for name, t in given.items()}
+    sorts |= {
+        f"{name} torch.sort alone": (lambda t=t: torch.sort(t[0].flatten().to(torch.int16), stable=True))
+        for name, t in given.items()
+    }
+    routes = in_turns({name: captured(run) or run for name, run in sorts.items()}, shape.rounds)
     lines.append("of which sorting the table: " + ", ".join(f"{name} {value:.3f} ms" for name, value in routes.items()))
     return lines
 
@@ -310,6 +350,37 @@ def decode(shape: Shape, layer: Experts, records: Records) -> list[str]:
             f"to their number. us by experts: {times}.",
         )
     )  # fmt: skip
+    return lines
+
+
+def profile(shape: Shape, layer: Experts, records: Records) -> list[str]:
+    """Our kernels that take the longest, for both tables."""
+    x, lines, repeats = tokens_of(shape, shape.tokens), [], 5
+    d_out = tokens_of(shape, shape.tokens, seed=2)
+    activity = torch.profiler.ProfilerActivity.CUDA if DEVICE == "cuda" else torch.profiler.ProfilerActivity.CPU
+    for stage in ("fwd", "bwd"):
+        x.requires_grad_(stage == "bwd")
+        for name, table in tables(shape).items():
+
+            def run(table: tuple[Tensor, Tensor] = table, graded: bool = stage == "bwd") -> None:
+                with torch.set_grad_enabled(graded):
+                    out = whole("ours", layer, x, table)
+                    if graded:
+                        torch.autograd.grad(out, [x, *layer.parameters()], d_out)
+
+            in_turns({"": run}, 1)  # what is compiled or allocated once
+            with torch.profiler.profile(activities=[activity]) as trace:
+                for _ in range(repeats):
+                    once(run)
+            kernels = {
+                event.key: (time / repeats / 1e3, event.count / repeats)
+                for event in trace.key_averages()
+                if (time := event.self_device_time_total if DEVICE == "cuda" else event.self_cpu_time_total)
+            }
+            total = sum(ms for ms, _ in kernels.values())
+            lines.append(f"{stage} {name}: {total:.3f} ms of {sum(n for _, n in kernels.values()):.0f} kernels")
+            longest = sorted(kernels.items(), key=lambda item: -item[1][0])[:12]
+            lines += [f"  {ms:8.3f} ms {count:5.1f}x  {key[:100]}" for key, (ms, count) in longest]
     return lines
 
 
@@ -374,7 +445,7 @@ def main() -> int:
     parser.add_argument(
         "--only",
         nargs="*",
-        choices=["check", "layer", "decode", "sweep", "crossover"],
+        choices=["check", "layer", "decode", "sweep", "crossover", "profile"],
         help="stages; default: the first 3",
     )
     parser.add_argument("--tiny", action="store_true", help="small shapes, also on a CPU; records nothing")
@@ -389,7 +460,9 @@ def main() -> int:
     layer = build(shape)
     try:
         check(shape, layer)  # before anything is timed
-        for name, stage in (("layer", layers), ("decode", decode), ("sweep", sweep), ("crossover", crossover)):
+        for name, stage in (
+            ("layer", layers), ("decode", decode), ("sweep", sweep), ("crossover", crossover), ("profile", profile),
+        ):  # fmt: skip
             if name in stages:
                 lines += stage(shape, layer, records)
     except Failure as wrong:

@@ -61,9 +61,9 @@ class ExpertsFFN(nn.Module):
         expert_TK, weight_TK, mask_TE = self.gate(x_TC, self.budget)
         if self.log is not None:
             self.log.add(mask_TE)
-        y = moe_forward(x_TC, expert_TK, weight_TK.to(x.dtype), self.gate_up_proj, self.down_proj)
-        if self.shared is not None:
-            y = y + self.shared(x_TC)
+        shared_TC = None if self.shared is None else self.shared(x_TC)
+        weight_TK = weight_TK.to(x.dtype)
+        y = moe_forward(x_TC, expert_TK, weight_TK, self.gate_up_proj, self.down_proj, plus_TC=shared_TC)
         return y.view_as(x)
 
     def _all_experts(self, x_TC: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Feed-forward networks of the decoder, one class for each kind."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stille.kernels.experts import swiglu
 from stille.model.config import StilleConfig
 from stille.model.registry import FFN_KINDS
 
@@ -20,7 +20,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., C]; returns [..., C]."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
 @FFN_KINDS.register("dense")

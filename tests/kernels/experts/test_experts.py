@@ -214,6 +214,60 @@ def test_autocast_computes_in_its_dtype_and_trains_master_weights():
 def test_nothing_to_do(backend, tokens, columns):
     case = inputs(torch.zeros(tokens, columns, dtype=torch.long), 3)
     assert torch.equal(moe_forward(*case, backend=backend), torch.zeros(tokens, 24, device=DEVICE))
+    assert torch.equal(moe_forward(*case, plus_TC=case[0], backend=backend), case[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("tokens", [1, 5, 70])
+@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
+def test_plus_is_added(backend, tokens, dtype):
+    """To tokens without experts too; what is given stays as it is, and may be strided."""
+    if tokens == 70 and backend == "triton" and DEVICE == "cpu":
+        tokens = 2  # the interpreter is slow
+    table = random_table(tokens, 4, 4, seed=3)
+    for expert_TK in (table, torch.full_like(table, 4)):
+        case = inputs(expert_TK, 4, 40, 24, dtype=dtype)
+        plus = torch.randn(40, tokens, generator=torch.Generator().manual_seed(5)).to(dtype).to(DEVICE).T
+        before = plus.clone()
+        got = moe_forward(*case, plus_TC=plus, backend=backend)
+        check(got, dense(*(t.double() if i != 1 else t for i, t in enumerate(case))) + plus.double(), dtype)
+        assert got.data_ptr() != plus.data_ptr()
+        assert torch.equal(plus, before)
+
+
+@pytest.mark.parametrize("row_kernels", [True, False])
+def test_plus_between_products_by_kernels_and_without(row_kernels):
+    case = inputs(random_table(9, 5, 5), 5, 72, 10)
+    plus = torch.randn(9, 72, generator=torch.Generator().manual_seed(5)).to(DEVICE)
+    got = grouped_forward(*case, plus_TC=plus, row_kernels=row_kernels)
+    check(got, dense(*(t.double() if i != 1 else t for i, t in enumerate(case))) + plus.double(), torch.float32)
+
+
+@pytest.mark.parametrize("backend", ["reference", "grouped", "auto"])
+def test_gradients_with_plus(backend):
+    case = inputs(random_table(6, 4, 4), 4)
+    plus = torch.randn(6, 24, generator=torch.Generator().manual_seed(5)).to(DEVICE)
+    d_out = torch.randn(6, 24, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    want = gradients(lambda *t: moe_forward(*t, backend=backend), case, d_out)
+    plus.requires_grad_()
+    got = gradients(lambda *t: moe_forward(*t, plus_TC=plus, backend=backend), case, d_out)
+    for mine, wanted in zip(got, want, strict=True):
+        torch.testing.assert_close(mine, wanted)
+    assert plus.grad is not None
+    assert torch.equal(plus.grad, d_out)
+    (alone,) = torch.autograd.grad(moe_forward(*case, plus_TC=plus, backend=backend), plus, d_out)
+    assert torch.equal(alone, d_out)
+
+
+def test_plus_below_autocast():
+    case = leaves(inputs(random_table(6, 4, 4), 4))
+    plus = torch.zeros(6, 24, device=DEVICE, requires_grad=True)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        out = moe_forward(*case, plus_TC=plus)
+    assert out.dtype == torch.bfloat16
+    out.sum().backward()
+    assert plus.grad is not None
+    assert plus.grad.dtype == torch.float32
 
 
 def test_gradients_where_no_expert_runs():
@@ -235,6 +289,78 @@ def test_routes_list_every_used_pair_once_by_expert(table):
     assert routes.ends == [sum(e <= limit for e in by_row) for limit in range(experts)]
     assert torch.equal(routes.row_TK.flatten()[routes.order_R], torch.arange(routes.rows, dtype=torch.int32))
     assert bool((routes.row_TK.flatten()[~used] >= routes.rows).all())
+
+
+@st.composite
+def any_tables(draw):
+    """Number of experts, and integers from 0 to it: experts without pairs, all alike, none used, nothing at all."""
+    experts = draw(st.sampled_from([1, 2, 5, 16, 17, 40, 256]))
+    tokens, columns = draw(st.integers(0, 12)), draw(st.integers(0, 5))
+    few = draw(st.lists(st.integers(0, experts), min_size=1, max_size=4))
+    entry = draw(st.sampled_from([st.integers(0, experts), st.sampled_from(few), st.just(experts)]))
+    row = st.lists(entry, min_size=columns, max_size=columns)
+    rows = draw(st.lists(row, min_size=tokens, max_size=tokens))
+    dtype = draw(st.sampled_from([torch.int64, torch.int32, torch.int16]))
+    return experts, torch.tensor(rows, dtype=dtype).reshape(tokens, columns)
+
+
+def by_sort(expert_TK):
+    """Order of pairs, and its inverse."""
+    order_P = torch.sort(expert_TK.flatten(), stable=True).indices
+    row_P = torch.empty_like(order_P, dtype=torch.int32)
+    row_P[order_P] = torch.arange(len(order_P), dtype=torch.int32, device=order_P.device)
+    return order_P, row_P
+
+
+def check_sorted(got, expert_TK, experts):
+    ends_E = torch.bincount(expert_TK.flatten().long(), minlength=experts)[:experts].cumsum(0).to(torch.int32)
+    for mine, wanted in zip(got, (*by_sort(expert_TK), ends_E), strict=True):
+        assert torch.equal(mine, wanted)
+        assert mine.dtype == wanted.dtype
+
+
+@settings(max_examples=40, deadline=None)
+@given(any_tables(), st.sampled_from([(2**13, 256), (256, 256), (256, 2), (1024, 3)]))
+def test_counting_gives_what_a_stable_sort_gives(table, tiles):
+    """For tiles of any number of pairs, several for each program, and counts of more programs than a tile holds."""
+    from stille.kernels.experts.triton_routes import sort_pairs
+
+    experts, expert_TK = table[0], table[1].to(DEVICE)
+    tile, programs = max(tiles[0], 256 if experts == 256 else 0), tiles[1]
+    check_sorted(sort_pairs(expert_TK, experts, tile=tile, most_programs=programs), expert_TK, experts)
+
+
+@pytest.mark.parametrize(("experts", "tokens", "columns"), [(16, 200, 16), (64, 300, 8), (5, 1100, 1)])
+def test_counting_in_its_own_tiles(experts, tokens, columns):
+    from stille.kernels.experts.triton_routes import sort_pairs
+
+    expert_TK = random_table(tokens, experts, columns).to(DEVICE)
+    check_sorted(sort_pairs(expert_TK, experts), expert_TK, experts)
+    strided = expert_TK.T.contiguous().T
+    check_sorted(sort_pairs(strided, experts), expert_TK, experts)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE != "cuda", reason="too many for the interpreter")
+@pytest.mark.parametrize("experts", [1, 8, 16, 31, 64, 128, 256])
+@pytest.mark.parametrize(("tokens", "columns"), [(8192, 16), (8192, 8), (40_001, 7), (3, 2)])
+def test_counting_many_pairs_on_a_gpu(experts, tokens, columns):
+    from stille.kernels.experts.triton_routes import sort_pairs
+
+    random = torch.Generator(DEVICE).manual_seed(0)
+    expert_TK = torch.randint(0, experts + 1, (tokens, columns), generator=random, device=DEVICE)
+    check_sorted(sort_pairs(expert_TK, experts), expert_TK, experts)
+
+
+@pytest.mark.parametrize("experts", [256, 300])
+def test_routes_without_the_host_for_many_experts(experts):
+    expert_TK = random_table(20, experts, 3)
+    want = find_routes(expert_TK, experts, on_host=True)
+    got = find_routes(expert_TK.to(DEVICE), experts, on_host=False)
+    assert got.ends is None
+    assert got.host_ends() == want.ends
+    assert torch.equal(got.order_R[: want.rows].cpu(), want.order_R)
+    assert torch.equal(got.row_TK.cpu(), want.row_TK)
 
 
 def test_idle_experts_get_zeros():
@@ -310,6 +436,20 @@ def test_bad_tensors_are_refused(index, change, error, message):
         moe_forward(*case)
 
 
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda t: t[:-1], ValueError, "expected the shape of x"),
+        (lambda t: t.double(), UnsupportedError, "expected the dtype of x"),
+        (lambda t: t.to("meta"), ValueError, "one device"),
+    ],
+)
+def test_bad_plus_is_refused(change, error, message):
+    case = good()
+    with pytest.raises(error, match=message):
+        moe_forward(*case, plus_TC=change(case[0]))
+
+
 @pytest.mark.skipif(DEVICE != "cpu", reason="on a GPU it would mean to wait")
 @pytest.mark.parametrize("entry", [-1, 5])
 @pytest.mark.parametrize("backend", ["auto", "reference", "triton"])
@@ -325,6 +465,8 @@ def test_bad_backends_are_refused(monkeypatch):
         moe_forward(*good(), backend="fast")  # type: ignore[arg-type]
     with pytest.raises(UnsupportedError, match="no gradients"):
         moe_forward(*leaves(good()), backend="triton")
+    with pytest.raises(UnsupportedError, match="no gradients"):
+        moe_forward(*good(), plus_TC=good()[0].requires_grad_(), backend="triton")
     wide = [t.double() if t.is_floating_point() else t for t in good()]
     with pytest.raises(UnsupportedError, match="float64"):
         moe_forward(*wide, backend="triton")

@@ -28,12 +28,13 @@ def moe_forward(
     gate_up_proj: Tensor,
     down_proj: Tensor,
     *,
+    plus_TC: Tensor | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
     """Weighted sum of each token's experts, y = sum over k of weight_k * down_e(silu(gate_e(x)) * up_e(x)).
 
     A row of the table may have any number of experts, also none (y is 0), in any columns; the time is that of the
-    experts that run. Differentiable once in x, weights and experts, except by "triton". Below autocast x and experts
+    experts that run. Differentiable once in what is floating point, except by "triton". Below autocast x and experts
     are cast as for matrix products. Equal inputs give equal bits (on a GPU without Triton nearly).
 
     Args:
@@ -43,6 +44,7 @@ def moe_forward(
         weight_TK: floating point; not read where the entry is not used, so NaN may stand there.
         gate_up_proj: [E, 2I, C] in the dtype of x; rows 0 to I - 1 are gate, the others up (transformers' layout).
         down_proj: [E, C, I] in the dtype of x.
+        plus_TC: added to the result, as what a shared expert gives; in the shape and dtype of x.
         backend: "reference": plain torch, the specification. "grouped": sorted by expert, grouped products; waits for
             the GPU only where torch's grouped GEMM or Triton is missing (dtypes other than bf16, C or I no multiple of
             8). "triton": two launches for a few tokens, in CUDA graphs too; float32, bfloat16, float16. "cpu": for
@@ -57,11 +59,13 @@ def moe_forward(
         UnsupportedError: dtypes, or a backend that cannot take these tensors.
     """
     x_TC, gate_up_proj, down_proj = _autocast(x_TC, gate_up_proj, down_proj)
-    _check(x_TC, expert_TK, weight_TK, gate_up_proj, down_proj)
+    if plus_TC is not None:
+        (plus_TC,) = _autocast(plus_TC)
+    _check(x_TC, expert_TK, weight_TK, gate_up_proj, down_proj, plus_TC)
     if backend not in get_args(Backend):
         raise ValueError(f"backend {backend!r}: expected one of {', '.join(get_args(Backend))}.")
-    inputs = (x_TC, weight_TK, gate_up_proj, down_proj)
-    graded = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    inputs = (x_TC, weight_TK, gate_up_proj, down_proj, plus_TC)
+    graded = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
     name = _choose(x_TC, gate_up_proj, down_proj, graded) if backend == "auto" else backend
     if name == "triton":
         _check_triton(x_TC, gate_up_proj, down_proj, graded)
@@ -72,7 +76,7 @@ def moe_forward(
         forward = cpu_forward
     else:
         forward = grouped_forward if name == "grouped" else reference.moe_forward
-    return forward(x_TC, expert_TK, weight_TK, gate_up_proj, down_proj)
+    return forward(x_TC, expert_TK, weight_TK, gate_up_proj, down_proj, plus_TC=plus_TC)
 
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -105,7 +109,9 @@ def _check_triton(x: Tensor, gate_up_proj: Tensor, down_proj: Tensor, graded: bo
         raise UnsupportedError("backend 'triton' needs contiguous gate_up_proj and down_proj: call .contiguous() once.")
 
 
-def _check(x: Tensor, expert: Tensor, weight: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> None:
+def _check(
+    x: Tensor, expert: Tensor, weight: Tensor, gate_up_proj: Tensor, down_proj: Tensor, plus: Tensor | None
+) -> None:
     shapes = (
         f"x {tuple(x.shape)}, expert {tuple(expert.shape)}, weight {tuple(weight.shape)}, "
         f"gate_up_proj {tuple(gate_up_proj.shape)}, down_proj {tuple(down_proj.shape)}"
@@ -118,7 +124,10 @@ def _check(x: Tensor, expert: Tensor, weight: Tensor, gate_up_proj: Tensor, down
         raise ValueError(f"{shapes}: expert and weight need one row for each of the {tokens} tokens of x.")
     if gate_up_proj.shape != (experts, 2 * inner, width) or down_proj.shape[1] != width or experts == 0:
         raise ValueError(f"{shapes}: expected gate_up_proj [E, 2I, C] and down_proj [E, C, I] with C = {width}, E > 0.")
-    devices = {str(tensor.device) for tensor in (x, expert, weight, gate_up_proj, down_proj)}
+    if plus is not None and plus.shape != x.shape:
+        raise ValueError(f"plus {tuple(plus.shape)}: expected the shape of x, {tuple(x.shape)}.")
+    tensors = (x, expert, weight, gate_up_proj, down_proj, x if plus is None else plus)
+    devices = {str(tensor.device) for tensor in tensors}
     if len(devices) > 1:
         raise ValueError(f"tensors are on {', '.join(sorted(devices))}: expected one device.")
     if expert.is_floating_point() or expert.is_complex() or expert.dtype == torch.bool:
@@ -130,6 +139,8 @@ def _check(x: Tensor, expert: Tensor, weight: Tensor, gate_up_proj: Tensor, down
             f"x has {x.dtype}, gate_up_proj {gate_up_proj.dtype}, down_proj {down_proj.dtype}: expected one dtype; "
             "cast x, or the layer."
         )
+    if plus is not None and plus.dtype != x.dtype:
+        raise UnsupportedError(f"plus has {plus.dtype}: expected the dtype of x, {x.dtype}.")
     if expert.device.type == "cpu" and expert.numel():
         least, most = (int(value) for value in torch.aminmax(expert))
         if least < 0 or most > experts:

@@ -27,6 +27,7 @@ def grouped_forward(
     gate_up_proj: Tensor,
     down_proj: Tensor,
     *,
+    plus_TC: Tensor | None = None,
     row_kernels: bool | None = None,
 ) -> Tensor:
     """See `api.moe_forward`.
@@ -42,20 +43,27 @@ def grouped_forward(
     if row_kernels:
         from stille.kernels.experts import triton_rows as rows
     routes = find_routes(expert_TK, experts, on_host=on_host)
-    return _Grouped.apply(x_TC, weight_TK, gate_up_proj, down_proj, routes, rows)  # type: ignore[return-value]
+    return _Grouped.apply(x_TC, weight_TK, gate_up_proj, down_proj, plus_TC, routes, rows)  # type: ignore[return-value]
 
 
 class _Grouped(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, gate_up_proj: Tensor, down_proj: Tensor, routes: Routes, rows: ModuleType
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        gate_up_proj: Tensor,
+        down_proj: Tensor,
+        plus: Tensor | None,
+        routes: Routes,
+        rows: ModuleType,
     ) -> Tensor:
         x, weight = x.contiguous(), weight.contiguous()
         gate_up_R2I = times_weights(rows.gather(x, routes), gate_up_proj.transpose(1, 2), routes)
         out_RC = times_weights(rows.swiglu(gate_up_R2I, routes), down_proj.transpose(1, 2), routes)
         ctx.routes, ctx.rows = routes, rows
         ctx.save_for_backward(x, weight, gate_up_proj, down_proj, gate_up_R2I)
-        return rows.combine(out_RC, weight, routes)
+        return rows.combine(out_RC, weight, routes, plus if plus is None else plus.contiguous())
 
     @staticmethod
     @once_differentiable
@@ -71,7 +79,8 @@ class _Grouped(torch.autograd.Function):
         d_gate_up = outer_products(d_gate_up_R2I, rows.gather(x, routes), routes) if wants_gate_up else None
         d_x = rows.combine(times_weights(d_gate_up_R2I, gate_up_proj, routes), None, routes) if wants_x else None
         d_weight = _scatter(d_weight_R, routes).to(weight.dtype) if wants_weight else None
-        return d_x, d_weight, d_gate_up, d_down, None, None
+        d_plus = d_out if ctx.needs_input_grad[4] else None
+        return d_x, d_weight, d_gate_up, d_down, d_plus, None, None
 
 
 def _scatter(value_R: Tensor, routes: Routes) -> Tensor:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stille.kernels.triton_support import runs_triton
+
 
 @dataclass(frozen=True)
 class Routes:
@@ -53,6 +55,12 @@ def find_routes(expert_TK: Tensor, num_experts: int, *, on_host: bool) -> Routes
         expert_TK: integers in [0, E].
         on_host: let the host know the number of rows, so that buffers hold nothing else; waits for a GPU.
     """
+    if not on_host and runs_triton(expert_TK):
+        from stille.kernels.experts.triton_routes import MOST_EXPERTS, sort_pairs
+
+        if num_experts <= MOST_EXPERTS:
+            order_P, row_P, ends_E = sort_pairs(expert_TK, num_experts)
+            return Routes(order_P, row_P.view(expert_TK.shape), ends_E, None)
     pairs, device = expert_TK.numel(), expert_TK.device
     narrow = torch.int16 if num_experts < 2**15 else torch.int32  # fewer passes of a radix sort
     sorted_P, order_P = torch.sort(expert_TK.reshape(-1).to(narrow), stable=True)

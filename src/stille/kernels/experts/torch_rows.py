@@ -47,12 +47,15 @@ def swiglu_backward(
     return d_gate_up_R2I.to(gate_up_R2I.dtype), (inner_RI * weight_R1).to(gate_up_R2I.dtype), d_weight_R
 
 
-def combine(rows_RC: Tensor, weight_TK: Tensor | None, routes: Routes) -> Tensor:
-    """[T, C]: sum of each token's rows, times their weights if given; summed in float32 (float64 stays)."""
+def combine(rows_RC: Tensor, weight_TK: Tensor | None, routes: Routes, plus_TC: Tensor | None = None) -> Tensor:
+    """[T, C]: sum of each token's rows, times their weights if given, and of `plus`; in float32 (float64 stays)."""
     wide = torch.promote_types(rows_RC.dtype, torch.float32)
     tokens, columns = routes.row_TK.shape
     wide_RC = rows_RC.to(wide)
     if weight_TK is not None:
         wide_RC = wide_RC * weight_TK.reshape(-1)[routes.order_R, None].to(wide)
     out_TC = rows_RC.new_zeros(tokens, rows_RC.shape[1], dtype=wide)
-    return out_TC.index_add_(0, routes.order_R // max(columns, 1), wide_RC).to(rows_RC.dtype)
+    out_TC.index_add_(0, routes.order_R // max(columns, 1), wide_RC)
+    if plus_TC is not None:
+        out_TC += plus_TC
+    return out_TC.to(rows_RC.dtype)

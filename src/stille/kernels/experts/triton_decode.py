@@ -65,8 +65,9 @@ def inner_kernel(
 
 @triton.jit
 def output_kernel(
-    inner_ptr, expert_ptr, weight_ptr, down_ptr, out_ptr, columns, experts,
+    inner_ptr, expert_ptr, weight_ptr, down_ptr, plus_ptr, out_ptr, columns, experts,
     C: tl.constexpr, I: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_I: tl.constexpr,  # noqa: E741
+    HAS_PLUS: tl.constexpr,
 ):  # fmt: skip
     """Weighted sum over the experts of one token, BLOCK_C outputs."""
     token = tl.program_id(0)
@@ -84,7 +85,11 @@ def output_kernel(
                 down_w = tl.load(down_at + i[None, :], mask=mask, other=0.0)
                 inner = tl.load(inner_ptr + pair * I + i, mask=i < I, other=0.0) * weight
                 parts += down_w.to(tl.float32) * inner[None, :]
-    tl.store(out_ptr + token.to(tl.int64) * C + c, tl.sum(parts, axis=1), mask=c < C)
+    total = tl.sum(parts, axis=1)
+    at = token.to(tl.int64) * C + c
+    if HAS_PLUS:
+        total += tl.load(plus_ptr + at, mask=c < C, other=0.0).to(tl.float32)
+    tl.store(out_ptr + at, total, mask=c < C)
 
 
 def decode_forward(
@@ -94,6 +99,7 @@ def decode_forward(
     gate_up_proj: Tensor,
     down_proj: Tensor,
     *,
+    plus_TC: Tensor | None = None,
     out: Tensor | None = None,
     config: DecodeConfig | None = None,
 ) -> Tensor:
@@ -110,8 +116,9 @@ def decode_forward(
     if not out.numel():
         return out
     if columns == 0 or inner == 0:
-        return out.zero_()
+        return out.zero_() if plus_TC is None else out.copy_(plus_TC)
     expert_TK, weight_TK, x_TC = expert_TK.contiguous(), weight_TK.contiguous(), x_TC.contiguous()
+    plus_TC = None if plus_TC is None else plus_TC.contiguous()
     inner_TKI = torch.empty(tokens, columns, inner, dtype=torch.float32, device=x_TC.device)
     block_i, block_c = min(config.inner, next_power_of_2(inner)), min(config.wide, next_power_of_2(width))
     inner_kernel[(tokens * columns, triton.cdiv(inner, block_i))](
@@ -120,8 +127,9 @@ def decode_forward(
     )  # fmt: skip
     block_c, block_i = min(config.outputs, next_power_of_2(width)), min(config.wide, next_power_of_2(inner))
     output_kernel[(tokens, triton.cdiv(width, block_c))](
-        inner_TKI, expert_TK, weight_TK, down_proj, out, columns, experts,
-        C=width, I=inner, BLOCK_C=block_c, BLOCK_I=block_i, num_warps=_warps(block_c * block_i, config),
+        inner_TKI, expert_TK, weight_TK, down_proj, plus_TC, out, columns, experts,
+        C=width, I=inner, BLOCK_C=block_c, BLOCK_I=block_i, HAS_PLUS=plus_TC is not None,
+        num_warps=_warps(block_c * block_i, config),
     )  # fmt: skip
     return out
 

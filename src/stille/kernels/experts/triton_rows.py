@@ -72,9 +72,39 @@ def swiglu_backward_kernel(
 
 
 @triton.jit
+def dense_swiglu_kernel(
+    gate_ptr, up_ptr, out_ptr, gate_stride, up_stride, I: tl.constexpr, BLOCK: tl.constexpr  # noqa: E741
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = i < I
+    gate = tl.load(gate_ptr + row * gate_stride + i, mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(up_ptr + row * up_stride + i, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out_ptr + row * I + i, gate / (1.0 + tl.exp(-gate)) * up, mask=mask)
+
+
+@triton.jit
+def dense_swiglu_backward_kernel(
+    gate_ptr, up_ptr, d_ptr, d_gate_up_ptr, gate_stride, up_stride, d_stride,
+    I: tl.constexpr, BLOCK: tl.constexpr,  # noqa: E741
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = i < I
+    gate = tl.load(gate_ptr + row * gate_stride + i, mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(up_ptr + row * up_stride + i, mask=mask, other=0.0).to(tl.float32)
+    d = tl.load(d_ptr + row * d_stride + i, mask=mask, other=0.0).to(tl.float32)
+    sigmoid = 1.0 / (1.0 + tl.exp(-gate))
+    silu = gate * sigmoid
+    at = d_gate_up_ptr + row * (2 * I) + i
+    tl.store(at, d * up * (sigmoid + silu * (1.0 - sigmoid)), mask=mask)
+    tl.store(at + I, d * silu, mask=mask)
+
+
+@triton.jit
 def combine_kernel(
-    rows_ptr, weight_ptr, row_ptr, end_ptr, out_ptr,
-    K: tl.constexpr, C: tl.constexpr, BLOCK_C: tl.constexpr, HAS_WEIGHT: tl.constexpr,
+    rows_ptr, weight_ptr, row_ptr, end_ptr, plus_ptr, out_ptr,
+    K: tl.constexpr, C: tl.constexpr, BLOCK_C: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_PLUS: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -86,6 +116,8 @@ def combine_kernel(
         if HAS_WEIGHT:
             value *= tl.where(row < end, tl.load(weight_ptr + token * K + k).to(tl.float32), 0.0)
         total += value
+    if HAS_PLUS:
+        total += tl.load(plus_ptr + token * C + c, mask=c < C, other=0.0).to(tl.float32)
     tl.store(out_ptr + token * C + c, total, mask=c < C)
 
 
@@ -145,18 +177,44 @@ def swiglu_backward(
     return d_gate_up, out, d_weight
 
 
-def combine(rows_RC: Tensor, weight_TK: Tensor | None, routes: Routes) -> Tensor:
-    """See `torch_rows.combine`. weight must be contiguous."""
+def dense_swiglu(gate_RI: Tensor, up_RI: Tensor) -> Tensor:
+    """silu(gate) * up where every row is real; rows may have any stride."""
+    rows, inner = gate_RI.shape
+    out = torch.empty(rows, inner, dtype=gate_RI.dtype, device=gate_RI.device)
+    if out.numel():
+        block = min(next_power_of_2(inner), 2048)
+        dense_swiglu_kernel[(rows, triton.cdiv(inner, block))](
+            gate_RI, up_RI, out, gate_RI.stride(0), up_RI.stride(0), I=inner, BLOCK=block, num_warps=_warps(block)
+        )
+    return out
+
+
+def dense_swiglu_backward(gate_RI: Tensor, up_RI: Tensor, d_out_RI: Tensor) -> Tensor:
+    """[R, 2I]: gradients of gate and up, side by side."""
+    rows, inner = gate_RI.shape
+    d_R2I = torch.empty(rows, 2 * inner, dtype=gate_RI.dtype, device=gate_RI.device)
+    if d_R2I.numel():
+        block = min(next_power_of_2(inner), 2048)
+        dense_swiglu_backward_kernel[(rows, triton.cdiv(inner, block))](
+            gate_RI, up_RI, d_out_RI, d_R2I, gate_RI.stride(0), up_RI.stride(0), d_out_RI.stride(0),
+            I=inner, BLOCK=block, num_warps=_warps(block),
+        )  # fmt: skip
+    return d_R2I
+
+
+def combine(rows_RC: Tensor, weight_TK: Tensor | None, routes: Routes, plus_TC: Tensor | None = None) -> Tensor:
+    """See `torch_rows.combine`. weight and plus must be contiguous."""
     tokens, columns = routes.row_TK.shape
     width = rows_RC.shape[1]
     out = rows_RC.new_empty(tokens, width)
     if columns == 0:
-        return out.zero_()
+        return out.zero_() if plus_TC is None else out.copy_(plus_TC)
     if out.numel():
         block = min(next_power_of_2(width), 1024)
         combine_kernel[(tokens, triton.cdiv(width, block))](
-            rows_RC, weight_TK, routes.row_TK, routes.ends_E[-1:], out,
-            K=columns, C=width, BLOCK_C=block, HAS_WEIGHT=weight_TK is not None, num_warps=max(1, block // 256),
+            rows_RC, weight_TK, routes.row_TK, routes.ends_E[-1:], plus_TC, out,
+            K=columns, C=width, BLOCK_C=block, HAS_WEIGHT=weight_TK is not None, HAS_PLUS=plus_TC is not None,
+            num_warps=max(1, block // 256),
         )  # fmt: skip
     return out
 
