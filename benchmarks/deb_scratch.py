@@ -129,6 +129,7 @@ def parse() -> argparse.Namespace:
     add("--minutes", type=float, help="start no run that would likely end after so many minutes")
     add("--dtype", default="bf16", choices=("fp32", "bf16"))
     add("--part", default="all", choices=("all", "main", "others"), help="train these alone; one GPU can take each")
+    add("--share", default="0/1", metavar="I/N", help="train every N-th run from the I-th on, of --out shared by N")
     add("--points", type=Path, help="results of earlier runs, by name: not made again, and new ones are added")
     add("--report", action="store_true", help="train nothing")
     add("--tiny", action="store_true", help="a check on a CPU; no records")
@@ -142,6 +143,7 @@ def main() -> int:
     plan = tiny_plan(options) if options.tiny else full_plan(options)
     options.out.mkdir(parents=True, exist_ok=True)
     done = True if options.report else make(plan, options, started)
+    keep(options)
     results = collect(plan, known(options))
     table(plan, results)
     if options.plot:
@@ -159,8 +161,9 @@ def make(plan: Plan, options: argparse.Namespace, started: float) -> bool:
     store, held_out = prepare(text, byte_tokenizer(), options.out / "tokens")
     print(f"{len(store.tokens):,} bytes to learn from, {len(held_out.tokens):,} held out", flush=True)
     longest = 0.0
+    first, processes = (int(number) for number in options.share.split("/"))
     with open_world() as world:
-        for run in plan.runs(options.part):
+        for run in plan.runs(options.part)[first::processes]:
             if run.name in known(options):
                 continue
             left = math.inf if options.minutes is None else 60 * options.minutes - (time.perf_counter() - started)
@@ -171,9 +174,13 @@ def make(plan: Plan, options: argparse.Namespace, started: float) -> bool:
             if not one(plan, run, store, held_out, world, options.out / run.name):
                 return False
             longest = max(longest, time.perf_counter() - begin)
-            if options.points:
-                options.points.write_text(json.dumps(known(options), indent=1) + "\n", encoding="utf-8")
+            keep(options)
     return True
+
+
+def keep(options: argparse.Namespace) -> None:
+    if options.points:
+        options.points.write_text(json.dumps(known(options), indent=1) + "\n", encoding="utf-8")
 
 
 def known(options: argparse.Namespace) -> dict[str, dict]:

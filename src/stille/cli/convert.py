@@ -56,15 +56,6 @@ def command(
     router_size: Annotated[
         int, typer.Option(min=0, help="Inner width of the gate; 0 is one linear map.", rich_help_panel=SIZES)
     ] = 128,
-    token_mean: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            max=1,
-            help="Share of a token's mean score that gates keep: less, and fewer tokens run all experts or none.",
-            rich_help_panel=SIZES,
-        ),
-    ] = 1.0,
     gate: Annotated[
         str,
         typer.Option(
@@ -112,6 +103,23 @@ def command(
     steps: Annotated[
         int, typer.Option(min=1, help="Steps of fitting the gate of a layer.", rich_help_panel=LOOKED_AT)
     ] = 400,
+    gate_tokens: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Tokens of further text on which all gates go on to be fitted, as many as there are. Worth it on a "
+            "GPU: two cores take about a hundred in a second.",
+            rich_help_panel=LOOKED_AT,
+        ),
+    ] = 0,
+    fisher: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="With --gate-tokens: weight of gradients (how much predictions depend on an expert) beside its size.",
+            rich_help_panel=LOOKED_AT,
+        ),
+    ] = 0.5,
     seed: Annotated[int, typer.Option(help="Of the choice of text and the gates.", rich_help_panel=LOOKED_AT)] = 0,
     work: Annotated[
         Path | None,
@@ -151,7 +159,6 @@ def command(
         shared_size=shared_size,
         expert_size=expert_size,
         router_size=router_size,
-        token_mean=token_mean,
         gate=gate,
         target_k=target_k,
         min_k=min_k,
@@ -160,6 +167,8 @@ def command(
         held_out=held_out,
         length=length,
         steps=steps,
+        gate_tokens=gate_tokens,
+        fisher=fisher,
         layer_budgets=layer_budgets is not False,
         seed=seed,
     )

@@ -224,7 +224,8 @@ class TestMistakes:
         for values, message in [
             ({"shared_size": 41}, "Sizes that fit"),
             ({"target_k": 9.0}, "mean of 9"),
-            ({"token_mean": 1.5}, "token_mean=1.5"),
+            ({"gate_tokens": -1}, "gate_tokens=-1"),
+            ({"fisher": float("nan")}, "fisher=nan"),
         ]:
             with pytest.raises(ConfigError, match=message):
                 run(source, tmp_path / "delta", dataclasses.replace(pipeline_settings(), **values))
@@ -232,6 +233,39 @@ class TestMistakes:
     def test_text_that_is_not_there(self, dense, tmp_path):
         with pytest.raises(ConfigError, match=r"no\.txt cannot be read"):
             pipeline.convert(dense("llama"), tmp_path / "d", text=[tmp_path / "no.txt"], progress=False)
+
+
+class TestMoreText:
+    """`gate_tokens`: gates that go on to be fitted while text runs through the dense model."""
+
+    SETTINGS = dataclasses.replace(pipeline_settings(), gate_tokens=10**9)
+
+    @torch.no_grad()
+    def test_it_takes_what_there_is_and_changes_gates_alone(self, dense, run, ids, tmp_path):
+        source = dense("llama")
+        few, more = run(source, tmp_path / "few", pipeline_settings()), run(source, tmp_path / "more", self.SETTINGS)
+        about = more.report["about"]
+        assert few.report["about"]["more tokens for the gates"] == 0
+        assert about["calibration tokens"] == 512
+        assert about["more tokens for the gates"] > 1000
+        one, other = weights(few), weights(more)
+        assert one.keys() == other.keys()
+        changed = {name.rpartition("gate.")[2] for name in one if one[name] != other[name]}
+        assert {"down.weight", "up.weight", "up.bias", "quantiles"} <= changed
+        assert not any("order" in name for name in changed)
+        after = load_model(more.folder, dtype=torch.float64, progress=False).model
+        with expert_budget(after, 4):
+            before = load_model(source, dtype=torch.float64, progress=False).model
+            torch.testing.assert_close(after(ids).logits, before(ids).logits, rtol=1e-9, atol=1e-9)
+        own = [layer["level"] for layer in more.report["layers"]]
+        assert [layer["mean_k"] for layer in more.report["layers"]] == pytest.approx(own, rel=0.05)
+
+    def test_it_is_kept(self, dense, run, tmp_path, monkeypatch):
+        source = dense("llama")
+        first = weights(run(source, tmp_path / "delta", self.SETTINGS))
+        monkeypatch.setattr(pipeline, "fit_routers", lambda *_, **__: pytest.fail("computed again"))
+        second = weights(run(source, tmp_path / "delta", self.SETTINGS))
+        assert first == second
 
 
 class TestText:

@@ -1,13 +1,14 @@
 """`convert`: from a dense checkpoint to a delta (or a whole checkpoint) with experts, in stages that are kept.
 
-    tokens -> inputs of every FFN -> per layer: split, gate, thresholds -> budgets by layer -> judged on held-out text
-    -> written
+    tokens -> inputs of every FFN -> per layer: split, gate, thresholds -> gates on more text -> budgets by layer ->
+    judged on held-out text -> written
 
 The dense model runs once over the text. Each layer is then worked on by itself, from the inputs of its FFN on disk; for
 budgets by layer the whole model runs over a little of the text once more.
 """
 
 import hashlib
+import math
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,8 +28,9 @@ from stille.model.config import StilleConfig
 from stille.model.convert import report as reporting
 from stille.model.convert.calibrate import Calibration, calibrate, measure
 from stille.model.convert.delta import ORDER, check_target, fingerprint, is_delta, tensor_digests, write_delta
+from stille.model.convert.importance import fit_routers
 from stille.model.convert.judge import judge
-from stille.model.convert.router import fit_router, log_norms, normalised
+from stille.model.convert.router import Router, fit_router, log_norms, normalised
 from stille.model.convert.sensitivity import alone, layer_shares
 from stille.model.convert.split import Layout, neuron_order, split_ffn
 from stille.model.convert.text import read_documents, split_documents, take_tokens
@@ -39,7 +41,7 @@ from stille.model.experts import expert_layers
 from stille.model.load import fetch, load_model, open_weights
 from stille.model.routing import ExpertsConfig, Gate, check_budget
 
-VERSION = 1  # of the stages: a change of what they compute makes old results useless
+VERSION = 2  # of the stages: a change of what they compute makes old results useless
 CHUNK = 2048  # tokens whose inner activations are held at a time
 MIN_TOKENS = 256
 ALONE = 1024  # tokens at a time on which layers alone are looked at, whose logits are held
@@ -56,8 +58,10 @@ class ConvertSettings:
         profile_tokens: the first of them, by which neurons are ranked and grouped.
         held_out: tokens of other text that the result is judged on; 0: it is not judged.
         length: tokens of a sequence, at most the model's context.
-        steps: of fitting each gate.
-        token_mean: see `router.normalised`, 0 to 1.
+        steps: of fitting each gate to sizes, on the calibration tokens.
+        gate_tokens: of other text, on which gates go on to be fitted while it runs through the dense model, see
+            `importance`; at most what there is. 0: none.
+        fisher: weight of gradients in that.
         layer_budgets: layers that lose more than others with fewer experts get more of them; not with gate "top_k".
         sensitivity_tokens: of the calibration text by which that is measured, at least one sequence.
         budgets: mean numbers of experts that are judged, beside target_k; what the bounds exclude is left out.
@@ -78,7 +82,8 @@ class ConvertSettings:
     held_out: int = 4_096
     length: int = 512
     steps: int = 400
-    token_mean: float = 1.0
+    gate_tokens: int = 0
+    fisher: float = 0.5
     layer_budgets: bool = True
     sensitivity_tokens: int = 2_048
     budgets: tuple[float, ...] = (3, 4.8, 8, 16)
@@ -178,17 +183,22 @@ def convert(
             f"{settings.tokens} tokens in sequences of {length}: expected at least {max(MIN_TOKENS, length)} tokens in "
             "sequences of at least 2."
         )
-    if not 0 <= settings.token_mean <= 1:
-        raise ConfigError(f"token_mean={settings.token_mean}, expected a share from 0 to 1.")
+    if settings.gate_tokens < 0 or not math.isfinite(settings.fisher) or settings.fisher < 0:
+        raise ConfigError(
+            f"gate_tokens={settings.gate_tokens}, fisher={settings.fisher}: expected numbers from 0 on, both finite."
+        )
     documents = read_documents(text)
     digests = tensor_digests(tensors)
     loaded = load_model(path, dtype=dtype, device=device, progress=progress)
     stages = Work(Path(work).expanduser() if work is not None else folder.with_name(folder.name + ".work"))
-    ids_ST, judged_ST = _tokens(loaded.tokenizer, documents, settings, length)
+    ids_ST, judged_ST, more_ST = _tokens(loaded.tokenizer, documents, settings, length)
     key = key_of(version=VERSION, base=fingerprint(digests), ids=_digest(ids_ST), dtype=str(dtype))
     inputs = _collect(loaded.model, ids_ST, stages, key, progress)
     key = key_of(inputs=key, experts=asdict(experts), **_fitting(settings))
     results = _layers(loaded.model, inputs, stages, key, settings, experts, layout, progress)
+    if len(more_ST):
+        key = key_of(layers=key, ids=_digest(more_ST), fisher=settings.fisher)
+        results = _gates(loaded.model, inputs, more_ST, stages, key, settings, experts, layout, results, progress)
 
     config = experts_config(base_config, experts)
     orders = torch.stack([tensors["order"] for tensors, _ in results])
@@ -215,6 +225,7 @@ def convert(
             "target k": experts.target_k,
             "text": ", ".join(file.name for file in text) or "Python's standard library",
             "calibration tokens": ids_ST.numel(),
+            "more tokens for the gates": more_ST.numel(),
             "held-out tokens": judged_ST.numel(),
             "budgets by layer": f"measured on {measured:,} tokens" if measured else "equal",
             "seed": settings.seed,
@@ -250,13 +261,20 @@ def split_state(model: StilleForCausalLM, orders_LI: Tensor, gates: dict[str, Te
     return StateSource("the converted model", state | gates)
 
 
-def _tokens(tokenizer: Any, documents: list[str], settings: ConvertSettings, length: int) -> tuple[Tensor, Tensor]:
+def _tokens(
+    tokenizer: Any, documents: list[str], settings: ConvertSettings, length: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """To calibrate with, to judge on, and others to fit gates on."""
     fitted, judged = split_documents(documents)
-    ids_ST = take_tokens(tokenizer, fitted, settings.tokens, length, settings.seed, "calibration")
+    least = settings.tokens // length * length
+    all_ST = take_tokens(
+        tokenizer, fitted, least, length, settings.seed, "calibration", most=least + settings.gate_tokens
+    )
+    ids_ST, more_ST = all_ST[: least // length], all_ST[least // length :]
     if not settings.held_out:
-        return ids_ST, ids_ST[:0]
+        return ids_ST, ids_ST[:0], more_ST
     count = max(length, settings.held_out)
-    return ids_ST, take_tokens(tokenizer, judged, count, length, settings.seed, "held-out")
+    return ids_ST, take_tokens(tokenizer, judged, count, length, settings.seed, "held-out"), more_ST
 
 
 def _collect(model: StilleForCausalLM, ids_ST: Tensor, stages: Work, key: str, progress: bool) -> LayerInputs:
@@ -275,7 +293,7 @@ def _collect(model: StilleForCausalLM, ids_ST: Tensor, stages: Work, key: str, p
 
 
 def _fitting(settings: ConvertSettings) -> dict[str, Any]:
-    names = {"profile": "profile_tokens", "steps": "steps", "seed": "seed", "token_mean": "token_mean"}
+    names = {"profile": "profile_tokens", "steps": "steps", "seed": "seed"}
     return {name: getattr(settings, field) for name, field in names.items()}
 
 
@@ -335,13 +353,58 @@ def convert_layer(
     target_NE = torch.cat(
         [log_norms(inner(x, (gate_up[0], gate_up[1])), routed["down_proj"]).cpu() for x in x_NC.split(CHUNK)]
     )
-    target_NE = normalised(target_NE, settings.token_mean)
+    target_NE = normalised(target_NE)
     router = fit_router(x_NC, target_NE, experts.router_size, steps=settings.steps, seed=settings.seed, device=device)
-    gate = Gate(width, experts)
+    return _calibrated(router, order.cpu(), x_NC, experts, device)
+
+
+def _calibrated(router: Router, order_I: Tensor, x_NC: Tensor, experts: ExpertsConfig, device: torch.device) -> Result:
+    """What `convert_layer` returns."""
+    gate = Gate(x_NC.shape[1], experts)
     gate.load_state_dict(router.tensors(), strict=False)
     calibration = calibrate(gate.to(device), x_NC)
     state = {f"gate.{name}": value.cpu() for name, value in gate.state_dict().items()}
-    return {"order": order.cpu(), **state}, {"r2": router.r2, **_described(calibration)}
+    return {"order": order_I, **state}, {"r2": router.r2, **_described(calibration)}
+
+
+def _gates(
+    model: StilleForCausalLM,
+    inputs: LayerInputs,
+    ids_ST: Tensor,
+    stages: Work,
+    key: str,
+    settings: ConvertSettings,
+    experts: ExpertsConfig,
+    layout: Layout,
+    results: list[Result],
+    progress: bool,
+) -> list[Result]:
+    """Results of the layers with gates that were fitted on more text, and thresholds placed anew."""
+    orders = [tensors["order"] for tensors, _ in results]
+    begun = [
+        Router(tensors.get("gate.down.weight"), tensors["gate.up.weight"], tensors["gate.up.bias"], found["r2"])
+        for tensors, found in results
+    ]
+    fitted: list[Router] = []
+
+    def fit() -> list[Router]:
+        if not fitted:
+            with _bar("fitting gates", len(ids_ST), "sequence", progress) as bar:
+                fitted.extend(
+                    fit_routers(
+                        model, ids_ST, torch.stack(orders), begun, layout,
+                        fisher=settings.fisher, seed=settings.seed, advance=bar.update,
+                    )
+                )  # fmt: skip
+        return fitted
+
+    return [
+        stages.stage(
+            f"gate-{index}", key,
+            lambda index=index: _calibrated(fit()[index], orders[index], inputs.layer(index), experts, model.device),
+        )
+        for index in range(len(results))
+    ]  # fmt: skip
 
 
 def _described(calibration: Calibration) -> dict[str, Any]:

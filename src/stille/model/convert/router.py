@@ -49,15 +49,8 @@ def log_norms(h_TI: Tensor, down_proj: Tensor) -> Tensor:
     return ((h_ETI @ gram_EII) * h_ETI).sum(-1).T.clamp(min=FLOOR).log() / 2
 
 
-def normalised(target_NE: Tensor, token_mean: float = 1.0) -> Tensor:
-    """Mean 0 and variance 1 over a layer, all experts together.
-
-    Args:
-        target_NE: see `log_norms`.
-        token_mean: share of each token's mean over the experts that stays. Sizes rise and fall together, so with 1 many
-            tokens run all experts or none; with 0 only the differences between a token's experts count.
-    """
-    target_NE = target_NE - (1 - token_mean) * target_NE.mean(1, keepdim=True)
+def normalised(target_NE: Tensor) -> Tensor:
+    """Mean 0 and variance 1 over a layer, all experts together."""
     return (target_NE - target_NE.mean()) / target_NE.std().clamp(min=1e-6)
 
 

@@ -1,8 +1,8 @@
 """Dense FFN to experts: which neurons every token runs, and which expert each other one belongs to.
 
 Neurons are ranked by what they add to the residual stream on average; the strongest are shared, since a router could
-leave them out for hardly any token (CMoE, 2502.04416). The others are grouped by the tokens on which they fire, into
-groups of equal size. A neuron's order in a SwiGLU is free, so all experts together are the dense layer.
+leave them out for hardly any token (CMoE, 2502.04416). The others are grouped by the tokens on which they are strong,
+into groups of equal size. A neuron's order in a SwiGLU is free, so all experts together are the dense layer.
 """
 
 from dataclasses import dataclass
@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 
 from stille.errors import ConfigError
-
-ACTIVE_SHARE = 4  # a neuron fires on a token if it is in the strongest 1/4 of the routed neurons
 
 
 @dataclass(frozen=True)
@@ -73,9 +71,9 @@ def neuron_order(h_TI: Tensor, down_proj: Tensor, layout: Layout, rounds: int = 
     rank = importance(h_TI, down_proj).argsort(descending=True, stable=True)
     shared, routed = rank[: layout.shared].sort().values, rank[layout.shared :].sort().values
     strength_TN = h_TI[:, routed].float().abs() * down_proj[:, routed].float().norm(dim=0)
-    count = max(1, strength_TN.shape[1] // ACTIVE_SHARE)
-    fires_TN = torch.zeros_like(strength_TN).scatter_(1, strength_TN.topk(count, dim=1).indices, 1.0)
-    label = balanced_clusters(fires_TN.T, layout.experts, rounds)
+    # of a token's mean: else all neurons look alike, strong on the same tokens
+    relative_TN = strength_TN / strength_TN.mean(1, keepdim=True).clamp(min=1e-12)
+    label = balanced_clusters(relative_TN.T, layout.experts, rounds)
     routed = routed[label.to(routed.device).argsort(stable=True)]
     return torch.cat([shared, routed]).to(torch.int32)
 

@@ -4,6 +4,7 @@ import ast
 import json
 import random
 import sysconfig
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from stille.errors import ConfigError
 
 HELD_OUT = 8  # one of so many documents only judges
 PIECE = 4  # characters of a document taken at a time, per token of a sequence
+TOGETHER = 64  # pieces tokenised at once
 
 
 def read_documents(files: Sequence[Path] = ()) -> list[str]:
@@ -90,8 +92,13 @@ def split_documents(documents: Sequence[str]) -> tuple[list[str], list[str]]:
     return [text[:end] for text, end in pairs], [text[end:] for text, end in pairs]
 
 
-def take_tokens(tokenizer: Any, documents: Iterable[str], count: int, length: int, seed: int, role: str) -> Tensor:
+def take_tokens(
+    tokenizer: Any, documents: Iterable[str], count: int, length: int, seed: int, role: str, *, most: int | None = None
+) -> Tensor:
     """int64 [count // length, length]: pieces of the documents in random order, one after another.
+
+    Args:
+        most: so many tokens if the documents have them, `count` being the least; None: `count`.
 
     Raises:
         ConfigError: the documents have fewer tokens.
@@ -99,13 +106,19 @@ def take_tokens(tokenizer: Any, documents: Iterable[str], count: int, length: in
     step = PIECE * length
     pieces = [text[at : at + step] for text in documents for at in range(0, len(text), step)]
     random.Random(seed).shuffle(pieces)
-    wanted, ids = count // length * length, []
+    wanted, ids = max(count, most or 0) // length * length, array("q")
     end = tokenizer.eos_token_id
-    for piece in pieces:
-        ids += tokenizer(piece).input_ids
-        ids += [] if end is None else [end]
+    for at in range(0, len(pieces), TOGETHER):
+        for found in tokenizer(pieces[at : at + TOGETHER]).input_ids:
+            ids.extend(found)
+            if end is not None:
+                ids.append(end)
         if len(ids) >= wanted:
-            return torch.tensor(ids[:wanted], dtype=torch.long).view(-1, length)
-    raise ConfigError(
-        f"the text gives {len(ids):,} {role} tokens, {wanted:,} are wanted: give more text or ask for less."
-    )
+            break
+    if len(ids) < count // length * length:
+        raise ConfigError(
+            f"the text gives {len(ids):,} {role} tokens, {count // length * length:,} are wanted: give more text or "
+            "ask for less."
+        )
+    kept = min(wanted, len(ids) // length * length)
+    return torch.tensor(ids[:kept], dtype=torch.long).view(-1, length)

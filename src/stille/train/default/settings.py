@@ -31,9 +31,10 @@ class DefaultSettings:
             the beginning of a text that is continued.
         second_turns: share of the chats that have a second turn.
         temperature, chat_top_p: of sampling; continuations take all tokens.
-        calibration_tokens, router_steps: of the conversion. By as many tokens thresholds are placed after training.
+        calibration_tokens, router_steps, gate_tokens, fisher: of the conversion. By as many tokens as the first says
+            thresholds are placed after training.
         gate, target_k, min_k, max_k: of the experts, see `ExpertsConfig`.
-        num_experts, shared_size, expert_size, router_size, token_mean: see `ConvertSettings`.
+        num_experts, shared_size, expert_size, router_size: see `ConvertSettings`.
         minutes, steps: of distillation, whichever is over first; steps None: by the clock alone.
         rank, lr, rate_b, rate_whole, warmup, anneal, batch, micro_batch, length, loss, dtype: see `TrainConfig`.
         quantize, gates, dial, compile, masked: see there too.
@@ -62,6 +63,8 @@ class DefaultSettings:
     chat_top_p: float = 0.95
     calibration_tokens: int | None = None
     router_steps: int | None = None
+    gate_tokens: int | None = None
+    fisher: float = 0.5
     gate: str = "threshold"
     target_k: float = 4.8
     min_k: int = 0
@@ -70,7 +73,6 @@ class DefaultSettings:
     shared_size: int | None = None
     expert_size: int | None = None
     router_size: int = 128
-    token_mean: float = 1.0
     minutes: float | None = 16.0
     steps: int | None = None
     rank: int = 32
@@ -139,6 +141,7 @@ class DefaultSettings:
             tokens=200_000 if small else 8_000_000, held_out_tokens=16_384 if small else 131_072,
             sequences=32 if small else 256, shard=64 if small else 4096,
             calibration_tokens=32_768 if small else 131_072, router_steps=400 if small else 1000,
+            gate_tokens=0 if small else 16_777_216,
             batch=8 if small else 64, micro_batch=2 if small else 64, dtype="fp32" if small else "bf16",
             judge_tokens=8192 if small else 65_536, compile=not small, lr=2e-4 if small else 1e-3,
         )  # fmt: skip
@@ -157,9 +160,9 @@ class DefaultSettings:
         names = ("num_experts", "shared_size", "expert_size", "router_size", "gate", "target_k", "min_k", "max_k")
         count = int(self.calibration_tokens or 0)
         return ConvertSettings(
-            **{name: getattr(self, name) for name in (*names, "token_mean", "seed", "budgets")},
-            tokens=count, profile_tokens=min(count, 8192), sensitivity_tokens=min(count, 4096), held_out=0,
-            steps=int(self.router_steps or 0), length=min(512, self.length),
+            **{name: getattr(self, name) for name in (*names, "fisher", "seed", "budgets")},
+            tokens=count, profile_tokens=min(count, 32_768), sensitivity_tokens=min(count, 4096), held_out=0,
+            steps=int(self.router_steps or 0), gate_tokens=int(self.gate_tokens or 0), length=min(512, self.length),
         )  # fmt: skip
 
     def training(self) -> TrainConfig:
