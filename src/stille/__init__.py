@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 from stille._version import __version__
 
 if TYPE_CHECKING:
+    from stille.engine.grammar import Grammar
     from stille.engine.llm import LLM
     from stille.engine.sampling_params import SamplingParams
 
-__all__ = ["LLM", "SamplingParams", "__version__"]
+__all__ = ["LLM", "Grammar", "SamplingParams", "__version__"]
 
 
 def __getattr__(name: str):
@@ -19,6 +20,10 @@ def __getattr__(name: str):
         from stille.engine.llm import LLM
 
         return LLM
+    if name == "Grammar":
+        from stille.engine.grammar import Grammar
+
+        return Grammar
     if name == "SamplingParams":
         from stille.engine.sampling_params import SamplingParams
 

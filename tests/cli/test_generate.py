@@ -99,3 +99,30 @@ def test_a_file_that_is_no_output_of_ours_is_not_touched(tmp_path):
     with pytest.raises(InvalidRequestError, match="choose another"):
         finished_ids(path)
     assert path.read_text() == "Chapter one\n"
+
+
+def test_answers_follow_a_schema_from_a_file_or_from_the_line(stille, tiny, tmp_path):
+    schema = {"type": "array", "items": {"enum": ["red", "green"]}, "minItems": 1, "maxItems": 3}
+    file, prompts, output = tmp_path / "schema.json", tmp_path / "p.jsonl", tmp_path / "o.jsonl"
+    file.write_text(json.dumps(schema))
+    lines = [{"prompt": "colours"}, {"prompt": "a year", "grammar": {"regex": "[12][0-9]{3}"}}]
+    prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = stille("generate", "--raw", "-i", prompts, "-o", output, "--json-schema", file, *tiny, "-n", "60")
+    assert run.returncode == 0, run.stderr
+    answers = read(output)
+    assert set(json.loads(answers[0]["text"])) <= {"red", "green"}
+    assert 1000 <= int(answers[1]["text"]) < 3000
+
+
+@pytest.mark.parametrize(
+    ("more", "mentions"),
+    [
+        (["--json-schema", "nowhere.json"], "nowhere.json cannot be read"),
+        (["--regex", "a", "--json-schema", "x.json"], "--json-schema or --regex, not both"),
+    ],
+)
+def test_grammars_that_cannot_be_used(stille_here, tiny, more, mentions):
+    run = stille_here("generate", "hello", *tiny, *more)
+    assert run.returncode == 2
+    assert mentions in run.stderr
+    assert "Traceback" not in run.stderr

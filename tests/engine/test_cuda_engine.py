@@ -1,10 +1,13 @@
 """The same engine on a CUDA device: nothing waits for it, and answers are those of the CPU."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
 from stille.engine.config import PAGE_SIZE
+from stille.engine.grammar import Grammar
 from stille.engine.sampling_params import SamplingParams
 from stille.engine.sampling_state import SamplingState
 from stille.model import StilleForCausalLM
@@ -24,10 +27,10 @@ def make_cuda_engine(tiny_model, tokenizer):
     from stille.engine.config import EngineConfig
     from stille.model import LoadedModel
 
-    def make(**settings):
+    def make(eos: tuple[int, ...] = (), **settings):
         model = StilleForCausalLM(tiny_model.config)
         model.load_state_dict(tiny_model.state_dict())
-        loaded = LoadedModel(model.eval().cuda(), tokenizer, Path(), "tiny")
+        loaded = LoadedModel(model.eval().cuda(), tokenizer, Path(), "tiny", list(eos))
         defaults = {"dtype": "fp32", "device": "cuda", "kv_cache_tokens": 4096, "max_num_seqs": 8, "seed": 0}
         return assemble(loaded, EngineConfig(**{**defaults, **settings}))
 
@@ -48,6 +51,22 @@ def test_greedy_answers_are_those_of_the_cpu(make_engine, make_cuda_engine, run,
     assert {k: r.outputs[0].token_ids for k, r in results.items()} == {
         k: r.outputs[0].token_ids for k, r in right.items()
     }
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_answers_that_follow_a_grammar_are_those_of_the_cpu(make_engine, make_cuda_engine, run, depth):
+    """Beside others that follow none, so that only some rows of a step are restricted."""
+    numbers = Grammar.json_schema({"type": "array", "items": {"type": "integer", "maximum": 999}, "maxItems": 9})
+    jobs = {
+        f"{i}": (ids, SamplingParams(max_tokens=60, temperature=t, seed=i, grammar=numbers if i % 3 else None))
+        for i, ((ids, _), t) in enumerate(zip(work(SamplingParams()).values(), 4 * [0, 0.7], strict=True))
+    }
+    right = run(make_engine(eos=(1,)).core, jobs)
+    results = run(make_cuda_engine(eos=(1,), async_depth=depth).core, jobs)
+    for name, result in results.items():
+        assert result.outputs[0].token_ids == right[name].outputs[0].token_ids
+        if jobs[name][1].grammar is not None and result.outputs[0].finish_reason == "stop":
+            assert all(isinstance(number, int) for number in json.loads(result.outputs[0].text))
 
 
 @pytest.mark.parametrize("params", [{}, {"top_k": 20}, {"top_p": 0.8}, {"min_p": 0.1}, ALL])

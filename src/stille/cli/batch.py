@@ -40,7 +40,23 @@ def sampling(settings: Mapping[str, Any]) -> SamplingParams:
     unknown = sorted(set(settings) - known)
     if unknown:
         raise InvalidRequestError(f"{unknown[0]!r} is not a parameter; known: {', '.join(sorted(known))}", unknown[0])
+    if isinstance(settings.get("grammar"), Mapping):
+        from stille.engine.grammar import Grammar
+
+        settings = {**settings, "grammar": Grammar.of(settings["grammar"])}
     return SamplingParams(**settings)
+
+
+def read_schema(path: Path) -> Any:
+    """A JSON schema from a file.
+
+    Raises:
+        InvalidRequestError: it cannot be read, or is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidRequestError(f"the JSON schema {path} cannot be read: {error}", "json_schema") from error
 
 
 def as_chat(job: Job, system: str | None) -> Job:

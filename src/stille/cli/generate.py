@@ -16,9 +16,11 @@ EXAMPLES = examples(
     ('stille generate "Why is the sky blue?"', "one question"),
     ('cat article.txt | stille generate -s "Summarise the text."', "the prompt from stdin"),
     ('stille generate --raw "Once upon a time" -n 200', "continue a text, no chat template"),
+    ("stille generate --json-schema person.json 'Invent a person.'", "an answer that is valid for a schema"),
     ("stille generate -i prompts.jsonl -o answers.jsonl", "many; run again to go on after a break"),
     note='A line of the input is {"prompt": "..."} or {"messages": [...]}, with an optional "id" and optional sampling '
-    'parameters ("max_tokens", "temperature", ...). A .txt input has one prompt per line.',
+    'parameters ("max_tokens", "temperature", "grammar": {"json_schema": {...}}, ...). A .txt input has one prompt per '
+    "line.",
 )
 
 
@@ -37,6 +39,14 @@ def command(
     top_k: options.TopK = 0,
     repetition_penalty: options.RepetitionPenalty = 1.0,
     seed: options.Seed = None,
+    json_schema: Annotated[
+        Path | None,
+        typer.Option(help="File with a JSON schema that answers must be valid for.", rich_help_panel=options.SAMPLING),
+    ] = None,
+    regex: Annotated[
+        str | None,
+        typer.Option(help="Regular expression that answers must match as a whole.", rich_help_panel=options.SAMPLING),
+    ] = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     max_model_len: options.MaxModelLen = None,
@@ -54,6 +64,8 @@ def command(
         raise typer.BadParameter("give a prompt or --input, not both")
     if raw and system is not None:
         raise typer.BadParameter("--system needs the chat template; leave --raw out")
+    if json_schema is not None and regex is not None:
+        raise typer.BadParameter("give --json-schema or --regex, not both")
     defaults = {
         "max_tokens": max_tokens,
         "temperature": temperature,
@@ -62,6 +74,10 @@ def command(
         "repetition_penalty": repetition_penalty,
         "seed": seed,
     }
+    if json_schema is not None:
+        defaults["grammar"] = {"json_schema": batch.read_schema(json_schema)}
+    elif regex is not None:
+        defaults["grammar"] = {"regex": regex}
     # Everything that can be wrong with the input is found before the model is loaded.
     if input is not None:
         jobs = batch.read_jobs(input, defaults, raw=raw, system=system)

@@ -255,6 +255,17 @@ class AsyncLLM:
             self._wake.notify()
         return stream
 
+    def compile(self, params: SamplingParams) -> None:
+        """Compiles a request's grammar, if it has one, so that `generate` finds it done; may take a tenth of a second.
+
+        Raises:
+            InvalidRequestError: it cannot be compiled.
+            UnsupportedError: grammars do not work with this model's tokenizer.
+            EngineClosedError, EngineFailedError: as `generate`.
+        """
+        if params.grammar is not None:
+            self._ready_core().grammars.matcher(params.grammar)
+
     def abort(self, request_id: str) -> None:
         """Ends a request: its stream gets a last piece with finish_reason "abort". Unknown ids are no error."""
         with self._wake:  # re-entrant, for this may run in a destructor

@@ -11,7 +11,7 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
 from typing import Any
 
@@ -21,10 +21,12 @@ from stille.engine.block_manager import BlockManager
 from stille.engine.config import PAGE_SIZE, EngineConfig
 from stille.engine.detokenizer import Detokenizer
 from stille.engine.executor import Executor
+from stille.engine.grammar import GrammarCompiler
 from stille.engine.hsa import PromptRule
 from stille.engine.model_runner import Logprobs, ModelRunner, StepHandle
 from stille.engine.outputs import OutputDelta, TokenLogprob
 from stille.engine.sampling_params import SamplingParams
+from stille.engine.sampling_state import AllowedTokens
 from stille.engine.scheduler import Plan, Scheduler
 from stille.engine.sequence import Request, Sequence, Status
 from stille.engine.stats import EngineStats, Metrics
@@ -60,6 +62,7 @@ class EngineCore:
                 "the KV cache holds %d tokens: longer sequences (up to %d) are refused", pool, self.max_model_len
             )
         self.detokenizer = Detokenizer(tokenizer)
+        self.grammars = GrammarCompiler(tokenizer, executor.vocab_size, self.eos_token_ids)
         self.runner = ModelRunner(executor, max_num_seqs)
         self.blocks = BlockManager(executor.num_pages, config.prefix_caching)
         cut = PromptRule.of(config.hsa).floor if config.hsa is not None else None
@@ -81,7 +84,8 @@ class EngineCore:
         Raises:
             PromptTooLongError: prompt and answer asked for do not fit.
             InvalidRequestError: empty prompt, a token outside the vocabulary, or a number of experts that the model
-                does not run.
+                does not run, or a grammar that cannot be compiled.
+            UnsupportedError: grammars do not work with this tokenizer.
         """
         if not len(prompt_ids):
             raise InvalidRequestError("the prompt is empty; give at least one token", "prompt")
@@ -93,6 +97,8 @@ class EngineCore:
             )
         params.check_vocabulary(self.vocab_size)
         self._check_budget(params.expert_budget)
+        if params.grammar is not None:
+            self.grammars.matcher(params.grammar)  # kept: `add` finds it compiled
         asked = params.max_tokens or 1
         if len(prompt_ids) + asked > self.max_model_len:
             raise PromptTooLongError(
@@ -154,6 +160,8 @@ class EngineCore:
             text = self.detokenizer.stream(params.stop, prompt)
             sequence = Sequence(request, index, list(prompt), limit, next(self._order), stop_ids, text)
             sequence.budget = budget
+            if params.grammar is not None:
+                sequence.matcher = self.grammars.matcher(params.grammar)
             request.sequences.append(sequence)
             self.scheduler.add(sequence)
         request.unfinished = params.n
@@ -187,6 +195,9 @@ class EngineCore:
         deltas: list[OutputDelta] = []
         plan = self.scheduler.schedule()
         if plan is not None:
+            if any(sequence.matcher is not None for sequence in plan.sequences):
+                while self._launched:  # what a grammar allows depends on every token before
+                    self._read_oldest(deltas)
             self._launch(plan)
         if self._launched:
             if plan is None or len(self._launched) > self._depth:
@@ -202,20 +213,28 @@ class EngineCore:
             self.runner.assign(sequence.slot, request.params, seed, request.prompt_ids, sequence.output_ids)
             if self._queued.pop(request.request_id, None) is not None:
                 self.metrics.queue_time.observe(time.perf_counter() - request.arrival)
-        self._launched.append((plan, self.runner.launch(plan.step)))
+        self._launched.append((plan, self.runner.launch(plan.step, self._allowed(plan))))
         self.metrics.steps += 1
         self.metrics.step_seqs.observe(plan.step.num_seqs)
         self.metrics.step_tokens.observe(plan.step.num_tokens)
+
+    def _allowed(self, plan: Plan) -> Callable[[], AllowedTokens] | None:
+        """How to find what grammars allow in a step; None: there are none."""
+        rows, matchers = [], []
+        for row, sequence in enumerate(_sampled(plan)):
+            if sequence.matcher is not None and sequence.status is not Status.FINISHED:
+                rows.append(row)
+                matchers.append(sequence.matcher)
+        if not rows:
+            return None
+        return lambda: AllowedTokens(np.array(rows, np.int64), self.grammars.masks(matchers))
 
     def _read_oldest(self, deltas: list[OutputDelta]) -> None:
         plan, handle = self._launched.popleft()
         output = handle.result()
         self.scheduler.step_read(plan.number)
         now = time.perf_counter()
-        sequences = plan.sequences
-        if not plan.step.sample.all():
-            sequences = [s for s, sampled in zip(sequences, plan.step.sample, strict=True) if sampled]
-        for row, (sequence, token) in enumerate(zip(sequences, output.token_ids, strict=True)):
+        for row, (sequence, token) in enumerate(zip(_sampled(plan), output.token_ids, strict=True)):
             if sequence.status is not Status.FINISHED:  # else: one token too many
                 deltas.append(self._take(sequence, token, row, output.logprobs, now))
 
@@ -231,6 +250,8 @@ class EngineCore:
         else:
             self.metrics.ttft.observe(now - request.arrival)
         sequence.last_token_at = now
+        if sequence.matcher is not None and not sequence.matcher.consume(token):
+            return self._end(sequence, "", [token], "error", None, now)
 
         details = None
         if logprobs is not None and request.params.logprobs is not None:
@@ -322,6 +343,13 @@ class EngineCore:
             return 1.0
         rate = (len(times) - 1) / (times[-1] - times[0])
         return min(60.0, max(1.0, 0.5 * self.queue_depth / rate))
+
+
+def _sampled(plan: Plan) -> list[Sequence]:
+    """The step's sequences of which a token is sampled."""
+    if plan.step.sample.all():
+        return plan.sequences
+    return [s for s, sampled in zip(plan.sequences, plan.step.sample, strict=True) if sampled]
 
 
 def _wrap(seed: int) -> int:

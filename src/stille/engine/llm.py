@@ -102,6 +102,16 @@ class LLM:
             work.append((text, self.prompts.encode(text, add_special_tokens=False)))
         return self._run(work, params, progress)
 
+    def compile(self, params: SamplingParams) -> None:
+        """Compiles the grammar of some parameters, if they have one; `generate` does so by itself.
+
+        Raises:
+            InvalidRequestError: it cannot be compiled.
+            UnsupportedError: grammars do not work with this model's tokenizer.
+        """
+        if params.grammar is not None:
+            self._core.grammars.matcher(params.grammar)
+
     def stats(self) -> EngineStats:
         """Counters and gauges of the engine."""
         return self._core.stats()

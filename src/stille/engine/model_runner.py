@@ -6,6 +6,7 @@ is the only place that waits.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from stille.engine.executor import Executor, StepInput
 from stille.engine.sampling_params import SamplingParams
-from stille.engine.sampling_state import SamplingState, to_device
+from stille.engine.sampling_state import AllowedTokens, SamplingState, to_device
 
 
 @dataclass(slots=True)
@@ -75,13 +76,17 @@ class ModelRunner:
         self.state.assign(slot, params, seed, prompt_ids, output_ids)
 
     @torch.inference_mode()
-    def launch(self, step: StepInput) -> StepHandle:
-        """Computes or enqueues the step and the sampling of its complete rows."""
+    def launch(self, step: StepInput, allowed: Callable[[], AllowedTokens] | None = None) -> StepHandle:
+        """Computes or enqueues the step and the sampling of its complete rows.
+
+        Args:
+            allowed: says which tokens grammars leave; called when the step is on its way, before the sampling.
+        """
         rows = self.state.rows_of(step.slots, step.sample)
         logits_SV = self.executor.forward(step, self._input_ids(step, None if rows is None else rows.slots))
         if rows is None:
             return StepHandle(None, None, self.device)
-        return StepHandle(*self.state.sample(logits_SV, rows), self.device)
+        return StepHandle(*self.state.sample(logits_SV, rows, None if allowed is None else allowed()), self.device)
 
     def _input_ids(self, step: StepInput, sampled_slots: Tensor | None) -> Tensor:
         fed_back = int(np.count_nonzero(step.token_ids < 0))

@@ -41,7 +41,8 @@ class OutputDelta:
         text: new text; may be empty (part of a character, or text held back because a stop string may begin in it).
         token_ids: new tokens, the one that ended the answer included.
         logprobs: one entry per token, if asked for.
-        finish_reason: None while the answer goes on; "stop", "length" or "abort" in its last delta.
+        finish_reason: None while the answer goes on; "stop", "length" or "abort" in its last delta, or "error": its
+            grammar turned out to be too complex on the way.
         stop_reason: the stop string or the stop token id that ended it; None for end-of-sequence.
         usage: in the last delta of the request's last answer.
     """

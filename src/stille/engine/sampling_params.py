@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from stille.engine.grammar import Grammar
 from stille.errors import InvalidRequestError
 
 MAX_N = 128
@@ -40,6 +41,8 @@ class SamplingParams:
         ignore_eos: go on after the end-of-sequence token.
         expert_budget: mean number of routed experts of a token, for models that choose it (DEB): the compute dial. It
             holds for the prompt too. None = the model's own.
+        grammar: what the answer must look like. Tokens that it does not allow are never drawn, whatever the rest says;
+            an answer that max_tokens or a stop string cuts is the beginning of one that follows it.
         logprobs: None = none, k = the chosen token's and the k likeliest tokens' log-probabilities. They are the
             model's own: before penalties, bias, temperature and cuts.
 
@@ -63,6 +66,7 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     expert_budget: float | None = None
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__
@@ -84,6 +88,10 @@ class SamplingParams:
             _number("expert_budget", self.expert_budget, 1.0, math.inf)
         if not isinstance(self.ignore_eos, bool):
             raise InvalidRequestError(f"ignore_eos must be true or false, got {self.ignore_eos!r}", "ignore_eos")
+        if self.grammar is not None and not isinstance(self.grammar, Grammar):
+            raise InvalidRequestError(f"grammar must be a Grammar, got {type(self.grammar).__name__}", "grammar")
+        if self.grammar is not None and self.ignore_eos:
+            raise InvalidRequestError("ignore_eos would go on behind the grammar's end; give one of them", "ignore_eos")
         set_(self, "stop", _stop_strings(self.stop))
         set_(self, "stop_token_ids", _token_ids(self.stop_token_ids))
         set_(self, "logit_bias", _logit_bias(self.logit_bias))

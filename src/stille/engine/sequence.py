@@ -12,6 +12,7 @@ from stille.engine.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from stille.engine.detokenizer import TextStream
+    from stille.engine.grammar import Matcher
 
 
 class Status(enum.Enum):
@@ -55,6 +56,7 @@ class Sequence:
         budget: mean number of experts of its tokens; 0 where the model has none.
         stop_ids: tokens that end it.
         text: incremental detokenisation and stop strings.
+        matcher: where it stands in its grammar; None without one.
         last_token_at: when its last token was read; 0 before the first.
     """
 
@@ -72,6 +74,7 @@ class Sequence:
     hashes: list[bytes] = field(default_factory=list)
     last_token_at: float = 0.0
     budget: float = 0.0
+    matcher: Matcher | None = None
 
     @property
     def root(self) -> bytes:

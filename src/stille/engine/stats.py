@@ -56,7 +56,7 @@ class Metrics:
     """
 
     requests: int = 0
-    finished: dict[str, int] = field(default_factory=lambda: {"stop": 0, "length": 0, "abort": 0})
+    finished: dict[str, int] = field(default_factory=lambda: {"stop": 0, "length": 0, "abort": 0, "error": 0})
     prompt_tokens: int = 0
     generation_tokens: int = 0
     steps: int = 0

@@ -2,7 +2,8 @@
 
 Codes say which kind of refusal a 400 is: `invalid_json`, `invalid_type`, `invalid_value`, `missing_required_parameter`,
 `unknown_parameter`, `unsupported_parameter` for a body that breaks the schema; `context_length_exceeded`,
-`incompatible_parameters`, `invalid_prompt`, `invalid_request` for one that keeps it and still cannot be served.
+`incompatible_parameters`, `invalid_prompt`, `invalid_request` for one that keeps it and still cannot be served;
+`grammar_too_complex` for one whose answer could not be held to its grammar to the end.
 """
 
 import json
@@ -29,11 +30,11 @@ log = logging.getLogger("stille.server")
 
 # What a refused value of a parameter that has only neutral values should be told.
 SUPPORTED_INSTEAD: dict[str, str] = {
-    "tools": "tool calling is not supported yet; leave it out or send an empty list",
-    "tool_choice": "tool calling is not supported yet; leave it out or send 'none' or 'auto'",
-    "functions": "function calling is not supported; leave it out",
-    "function_call": "function calling is not supported; leave it out",
-    "response_format": "only {'type': 'text'} is supported",
+    "tools": "there are functions only, {'type': 'function', 'function': {'name': ...}}",
+    "tool_choice": "send 'none', 'auto', 'required' or {'type': 'function', 'function': {'name': ...}}",
+    "functions": "this older form is not supported; send tools",
+    "function_call": "this older form is not supported; send tool_choice",
+    "response_format": "there are objects of the types 'text', 'json_object', 'json_schema', 'regex' and 'lark'",
     "modalities": "only ['text'] is supported",
     "audio": "audio is not supported; leave it out",
     "prediction": "predicted outputs are not supported; leave it out",
@@ -49,9 +50,11 @@ SUPPORTED_INSTEAD: dict[str, str] = {
     "suffix": "insertion is not supported; leave it out",
     "best_of": "best_of is not supported; use n and choose among the answers",
     "include_obfuscation": "chunks are never padded; leave it out or send false",
-    "tool_calls": "tool calling is not supported yet; leave it out",
     "refusal": "refusals are not supported as input; leave it out or put the text into content",
 }
+
+# Of these, what lies deeper (names, schemas) is judged by its own rules.
+_FORMS = ("tools", "tool_choice", "response_format")
 
 
 class ApiError(HTTPException):
@@ -177,21 +180,22 @@ def from_validation(error: RequestValidationError) -> ApiError:
     if kind == "extra_forbidden":
         return ApiError(400, f"Unknown parameter: '{param}'.", code="unknown_parameter", param=param)
     given = _shorten(entry.get("input"))
-    if kind == "union_tag_invalid":
+    if kind == "union_tag_invalid" and name == "response_format":
+        path, param, given = [*path, "type"], f"{param}.type", _shorten(entry.get("ctx", {}).get("tag"))
+    elif kind == "union_tag_invalid":
         return _bad_role(entry, path)
     if kind == "union_tag_not_found":
-        return ApiError(
-            400,
-            f"Missing required parameter: '{param}.role'.",
-            code="missing_required_parameter",
-            param=f"{param}.role",
-        )
+        param += ".type" if name == "response_format" else ".role"
+        message = f"Missing required parameter: '{param}'."
+        return ApiError(400, message, code="missing_required_parameter", param=param)
     if name == "type" and "content" in path:
         message = (
             f"Unsupported content part at '{param}': {given}. This model reads text parts only, {{'type': 'text'}}."
         )
         return ApiError(400, message, code="unsupported_parameter", param=param)
     hint = next((SUPPORTED_INSTEAD[part] for part in reversed(path) if part in SUPPORTED_INSTEAD), None)
+    if path[0] in _FORMS and path[-1] not in ("type", path[0]):
+        hint = None
     if hint is not None:
         return ApiError(
             400, f"Unsupported value for '{param}': {given}; {hint}.", code="unsupported_parameter", param=param
@@ -203,10 +207,10 @@ def from_validation(error: RequestValidationError) -> ApiError:
 def _bad_role(entry: Mapping[str, Any], path: Sequence[str | int]) -> ApiError:
     param = f"{_render(path)}.role"
     given = str(entry.get("ctx", {}).get("tag", ""))[:64]
-    if given in ("tool", "function"):
-        message = f"Messages of role '{given}' are not supported yet; supported: system, developer, user, assistant."
+    if given == "function":
+        message = "Messages of role 'function' are not supported; send role 'tool' with the tool_call_id."
         return ApiError(400, message, code="unsupported_parameter", param=param)
-    message = f"Invalid value for '{param}': '{given}'; expected system, developer, user or assistant."
+    message = f"Invalid value for '{param}': '{given}'; expected system, developer, user, assistant or tool."
     return ApiError(400, message, code="invalid_value", param=param)
 
 
@@ -223,7 +227,7 @@ def _path(loc: Sequence[str | int], body: Any) -> list[str | int]:
             path.append(step)
             current = current[step]
         elif isinstance(current, dict) and isinstance(step, str) and (step in current or last):
-            if last and step == "[key]":
+            if last and (step == "[key]" or (step.startswith("literal[") and step not in current)):
                 break
             path.append(step)
             current = current.get(step)

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 from stille.engine.async_llm import AsyncLLM, RequestStream
 from stille.engine.executor import ExpertRange
+from stille.engine.grammar import Grammar
 from stille.engine.outputs import OutputDelta
 from stille.engine.sampling_params import SamplingParams
 from stille.errors import EngineClosedError, InvalidRequestError, PromptTooLongError
@@ -13,7 +14,9 @@ from stille.server.errors import SUPPORTED_INSTEAD, ApiError
 from stille.server.schemas.base import PromptTokensDetails, SamplingBody, Usage
 
 
-def sampling_params(body: SamplingBody, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
+def sampling_params(
+    body: SamplingBody, max_tokens: int | None, logprobs: int | None, grammar: Grammar | None = None
+) -> SamplingParams:
     """The engine's parameters for a request body; null and absent mean the API's default."""
     values = {
         "n": body.n,
@@ -32,7 +35,7 @@ def sampling_params(body: SamplingBody, max_tokens: int | None, logprobs: int | 
         "expert_budget": body.expert_budget,
     }
     given = {name: value for name, value in values.items() if value is not None}
-    return SamplingParams(max_tokens=max_tokens, logprobs=logprobs, **given)
+    return SamplingParams(max_tokens=max_tokens, logprobs=logprobs, grammar=grammar, **given)
 
 
 def with_effort(params: SamplingParams, effort: str | None, experts: ExpertRange | None) -> SamplingParams:
@@ -141,6 +144,14 @@ class Generation:
     def _account(self, delta: OutputDelta) -> None:
         if delta.finish_reason == "abort":
             raise EngineClosedError("the request was aborted before it was finished: the server is shutting down")
+        if delta.finish_reason == "error":
+            grammar = self.params.grammar
+            raise ApiError(
+                400,
+                "The answer's grammar became too complex on the way. Ask for a simpler one.",
+                code="grammar_too_complex",
+                param=grammar.param if grammar is not None else None,
+            )
         if delta.usage is not None:
             usage, more = self._usage, delta.usage
             usage.prompt_tokens += more.prompt_tokens

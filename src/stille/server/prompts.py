@@ -1,7 +1,8 @@
 """From what a request says to token ids, off the event loop."""
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -9,7 +10,9 @@ from starlette.concurrency import run_in_threadpool
 from stille.engine.async_llm import AsyncLLM
 from stille.errors import InvalidRequestError, UnsupportedError
 from stille.server.errors import ApiError
-from stille.server.schemas.chat import Message
+from stille.server.schemas.chat import AssistantMessage, Message, ToolMessage
+from stille.server.schemas.tools import EarlierCall, Tool
+from stille.server.tools import described, instruction
 
 # A template's reference to a message's name; names of tools and their parameters look different.
 _NAME_USE = re.compile(r"\b(?:message|msg|m)\s*(?:\.name\b|\[\s*['\"]name['\"]\s*\])")
@@ -24,23 +27,41 @@ class PromptBuilder:
     def __init__(self, engine: AsyncLLM):
         self.engine = engine
         template = _template_text(engine.tokenizer)
+        tool_template = _template_text(engine.tokenizer, "tool_use")
+        # Otherwise tools and what goes with them become text. A template with "<function=" writes calls in another way.
+        self._knows_tools = "<tool_call>" in tool_template and "<function=" not in tool_template
         self._knows_developer = "developer" in template
         self._uses_names = bool(_NAME_USE.search(template))
 
-    async def chat(self, messages: Sequence[Message]) -> list[int]:
+    async def chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
         """Token ids of a conversation, ending where the assistant's answer begins.
 
+        Args:
+            messages: the conversation.
+            tools: functions that the model is told of.
+
         Raises:
-            ApiError: the checkpoint has no chat template, or the template refuses the conversation.
+            ApiError: the checkpoint has no chat template, the template refuses the conversation, or a tool's message
+                answers no call.
         """
-        plain = [self._plain(index, message) for index, message in enumerate(messages)]
+        names = called_names(messages)
+        plain = [self._plain(index, message, names) for index, message in enumerate(messages)]
+
+        def render() -> list[int]:
+            if not self._knows_tools:
+                return self.engine.render_chat(as_text(plain, tools))
+            template = {"tools": [described(tool) for tool in tools]} if tools else {}
+            return self.engine.render_chat(plain, **template)
+
         try:
-            return await run_in_threadpool(self.engine.render_chat, plain)
+            return await run_in_threadpool(render)
         except UnsupportedError as error:
             message = "This model has no chat template; use /v1/completions."
             raise ApiError(400, message, code="invalid_prompt", param="messages") from error
         except InvalidRequestError as error:
             raise ApiError(400, str(error), code="invalid_prompt", param="messages") from error
+        except RecursionError as error:
+            raise ApiError(400, "The tools are nested too deeply.", code="invalid_prompt", param="tools") from error
 
     async def text(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of plain text."""
@@ -55,14 +76,20 @@ class PromptBuilder:
             raise ApiError(400, message, code="invalid_prompt", param="tokens")
         return await run_in_threadpool(self.engine.tokenizer.decode, ids, skip_special_tokens=False)
 
-    def _plain(self, index: int, message: Message) -> dict[str, Any]:
+    def _plain(self, index: int, message: Message, names: Mapping[int, str]) -> dict[str, Any]:
         role = message.role
         if role == "developer" and not self._knows_developer:
             role = "system"
         content = message.content
-        if not isinstance(content, str):
+        if content is None:
+            content = ""
+        elif not isinstance(content, str):
             content = "\n".join(part.text for part in content)
-        plain = {"role": role, "content": content}
+        plain: dict[str, Any] = {"role": role, "content": content}
+        if isinstance(message, ToolMessage):
+            return {**plain, "tool_call_id": message.tool_call_id, "name": names[index]}
+        if isinstance(message, AssistantMessage) and message.tool_calls:
+            plain["tool_calls"] = [_plain_call(call) for call in message.tool_calls]
         if message.name is not None:
             if not self._uses_names:
                 raise ApiError(
@@ -76,8 +103,74 @@ class PromptBuilder:
         return plain
 
 
-def _template_text(tokenizer: Any) -> str:
+def called_names(messages: Sequence[Message]) -> dict[int, str]:
+    """The called function of each tool's message, by the message's index.
+
+    Raises:
+        ApiError: a tool's message answers no call that came before, or an assistant's message says nothing.
+    """
+    known: dict[str, str] = {}
+    names: dict[int, str] = {}
+    for index, message in enumerate(messages):
+        if isinstance(message, AssistantMessage):
+            if message.content is None and not message.tool_calls:
+                place = f"messages[{index}].content"
+                text = f"Missing required parameter: '{place}'. Only beside tool_calls may it be left out."
+                raise ApiError(400, text, code="invalid_prompt", param=place)
+            known |= {call.id: call.function.name for call in message.tool_calls or []}
+        elif isinstance(message, ToolMessage):
+            name, place = known.get(message.tool_call_id), f"messages[{index}]"
+            if name is None:
+                text = f"No message before '{place}' has a tool call with the id '{message.tool_call_id}'."
+                raise ApiError(400, text, code="invalid_prompt", param=f"{place}.tool_call_id")
+            if message.name not in (None, name):
+                text = f"The call that '{place}' answers is one of '{name}', not of '{message.name}'."
+                raise ApiError(400, text, code="invalid_prompt", param=f"{place}.name")
+            names[index] = name
+    return names
+
+
+def as_text(messages: Sequence[dict[str, Any]], tools: Sequence[Tool] = ()) -> list[dict[str, Any]]:
+    """The conversation for a template that knows nothing of tools: calls, results and the tools themselves as text."""
+    plain: list[dict[str, Any]] = []
+    before = None
+    for message in messages:
+        role, content = message["role"], message["content"]
+        if role == "tool":
+            content = f"<tool_response>\n{content}\n</tool_response>"
+            if before == "tool":  # one turn for all results
+                plain[-1]["content"] += f"\n{content}"
+            else:
+                plain.append({"role": "user", "content": content})
+        else:
+            calls = [call["function"] for call in message.get("tool_calls", ())]
+            written = [content] if content or not calls else []
+            written += [f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>" for call in calls]
+            kept = {key: value for key, value in message.items() if key != "tool_calls"}
+            plain.append({**kept, "content": "\n".join(written)})
+        before = role
+    if tools:
+        told = instruction(tools)
+        if plain and plain[0]["role"] in ("system", "developer"):
+            plain[0]["content"] += f"\n\n{told}"
+        else:
+            plain.insert(0, {"role": "system", "content": told})
+    return plain
+
+
+def _plain_call(call: EarlierCall) -> dict[str, Any]:
+    arguments: Any = call.function.arguments
+    try:
+        read = json.loads(arguments)
+    except (ValueError, RecursionError):
+        read = None
+    if isinstance(read, dict):  # templates write objects as JSON, and text they would quote once more
+        arguments = read
+    return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
+
+
+def _template_text(tokenizer: Any, kind: str = "default") -> str:
     template = getattr(tokenizer, "chat_template", None)
     if isinstance(template, dict):
-        template = template.get("default", "")
+        template = template.get(kind, template.get("default", ""))
     return template or ""

@@ -5,15 +5,19 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from fastapi import APIRouter, Request
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from stille.server import logprobs
+from stille.server.answers import AnswerMaker, ChatAnswer
 from stille.server.errors import ApiError, as_api_error
 from stille.server.generation import Generation, sampling_params, with_effort
 from stille.server.openapi import errors, generated
 from stille.server.routes.common import check_stream_options, deliver, new_id, require_model, state_of
 from stille.server.schemas.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
 from stille.server.streaming import DONE, event
+from stille.server.structured import compile_grammar, response_grammar
+from stille.server.tools import tool_use
 
 router = APIRouter(tags=["generation"])
 
@@ -31,9 +35,13 @@ async def create_chat_completion(request: Request, body: ChatCompletionRequest) 
     if body.top_logprobs is not None and not body.logprobs:
         message = "top_logprobs is only allowed with logprobs=true."
         raise ApiError(400, message, code="incompatible_parameters", param="top_logprobs")
-    prompt = await state.prompts.chat(body.messages)
-    params = sampling_params(body, body.token_limit(), body.logprobs_count())
+    use = tool_use(body)
+    grammar = await (response_grammar(body.response_format) if use is None else run_in_threadpool(use.grammar))
+    params = sampling_params(body, body.token_limit(), body.logprobs_count(), grammar)
     params = with_effort(params, body.reasoning_effort, state.engine.experts)
+    await compile_grammar(state.engine, params)
+    prompt = await state.prompts.chat(body.messages, () if use is None else use.tools)
+    answer: AnswerMaker = ChatAnswer if use is None else use.answer
     answer_id = new_id("chatcmpl")
     generation = Generation(state.engine, answer_id, [prompt], params)
     generation.start("messages", state.settings.max_choices)
@@ -42,35 +50,37 @@ async def create_chat_completion(request: Request, body: ChatCompletionRequest) 
         request,
         generation,
         stream=body.stream,
-        events=lambda: _events(generation, head, body.wants_stream_usage()),
-        collect=lambda: _collect(generation, head),
+        events=lambda: _events(generation, head, answer, body.wants_stream_usage()),
+        collect=lambda: _collect(generation, head, answer),
     )
 
 
-async def _collect(generation: Generation, head: dict[str, Any]) -> dict[str, Any]:
-    texts = [""] * generation.choices
+async def _collect(generation: Generation, head: dict[str, Any], answer: AnswerMaker) -> dict[str, Any]:
+    answers = [answer() for _ in range(generation.choices)]
     reasons = [""] * generation.choices
-    tokens: list[list[dict[str, Any]]] = [[] for _ in texts]
+    tokens: list[list[dict[str, Any]]] = [[] for _ in answers]
     alternatives = generation.params.logprobs
     async for index, delta in generation.updates():
-        texts[index] += delta.text
-        if delta.finish_reason is not None:
-            reasons[index] = delta.finish_reason
+        _, reason = answers[index].feed(delta.text, delta.finish_reason)
+        if reason is not None:
+            reasons[index] = reason
         if alternatives is not None and delta.logprobs:
             tokens[index] += logprobs.for_chat(delta.logprobs, alternatives)
     choices = [
         {
             "index": index,
-            "message": {"role": "assistant", "content": text, "refusal": None},
+            "message": answer.message(),
             "logprobs": None if alternatives is None else {"content": tokens[index], "refusal": None},
             "finish_reason": reasons[index],
         }
-        for index, text in enumerate(texts)
+        for index, answer in enumerate(answers)
     ]
     return {**head, "choices": choices, "usage": generation.usage().model_dump()}
 
 
-async def _events(generation: Generation, head: dict[str, Any], with_usage: bool) -> AsyncGenerator[bytes, None]:
+async def _events(
+    generation: Generation, head: dict[str, Any], answer: AnswerMaker, with_usage: bool
+) -> AsyncGenerator[bytes, None]:
     head = {**head, "object": "chat.completion.chunk"}
     tail: dict[str, Any] = {"usage": None} if with_usage else {}
     alternatives = generation.params.logprobs
@@ -79,19 +89,22 @@ async def _events(generation: Generation, head: dict[str, Any], with_usage: bool
         choice = {"index": index, "delta": delta, "logprobs": probabilities, "finish_reason": reason}
         return event({**head, "choices": [choice], **tail})
 
-    begun: set[int] = set()
+    answers: dict[int, ChatAnswer] = {}
     try:
         async for index, delta in generation.updates():
-            if index not in begun:
-                begun.add(index)
+            if index not in answers:
+                answers[index] = answer()
                 yield chunk(index, {"role": "assistant", "content": ""})
+            news, reason = answers[index].feed(delta.text, delta.finish_reason)
             probabilities = None
             if alternatives is not None and delta.logprobs:
                 probabilities = {"content": logprobs.for_chat(delta.logprobs, alternatives), "refusal": None}
-            if delta.text or probabilities:
-                yield chunk(index, {"content": delta.text}, probabilities)
-            if delta.finish_reason is not None:
-                yield chunk(index, {}, None, delta.finish_reason)
+                news = news or [{"content": ""}]  # tokens of which no text shows yet
+            for part in news:
+                yield chunk(index, part, probabilities)
+                probabilities = None
+            if reason is not None:
+                yield chunk(index, {}, None, reason)
     except Exception as error:
         # The status line is long gone; OpenAI's clients raise on an event with an error. No [DONE]: it is not.
         yield event(as_api_error(error).body())

@@ -16,6 +16,7 @@ from stille.server.routes.common import check_stream_options, deliver, new_id, r
 from stille.server.schemas.completions import Completion, CompletionChunk, CompletionRequest
 from stille.server.state import ServerState
 from stille.server.streaming import DONE, event
+from stille.server.structured import compile_grammar, response_grammar
 
 router = APIRouter(tags=["generation"])
 
@@ -30,8 +31,10 @@ async def create_completion(request: Request, body: CompletionRequest) -> Respon
     state = state_of(request)
     model = require_model(state, body.model)
     check_stream_options(body)
+    grammar = await response_grammar(body.response_format)
+    params = sampling_params(body, body.token_limit(), body.logprobs_count(), grammar)
+    await compile_grammar(state.engine, params)
     prompts = await _token_ids(state, body)
-    params = sampling_params(body, body.token_limit(), body.logprobs_count())
     answer_id = new_id("cmpl")
     generation = Generation(state.engine, answer_id, prompts, params)
     generation.start("prompt", state.settings.max_choices)

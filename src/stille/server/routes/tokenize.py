@@ -11,6 +11,7 @@ from stille.server.schemas.tokenize import (
     TokenizeResponse,
     TokenizeText,
 )
+from stille.server.tools import check_tools
 
 router = APIRouter(tags=["tokens"])
 _ERRORS = errors(400, 401, 404, 413, 503)
@@ -24,7 +25,8 @@ async def tokenize(request: Request, body: TokenizeText | TokenizeChat) -> Token
     if isinstance(body, TokenizeText):
         ids = await state.prompts.text(body.prompt, body.add_special_tokens)
     else:
-        ids = await state.prompts.chat(body.messages)
+        check_tools(body.tools or [])
+        ids = await state.prompts.chat(body.messages, body.tools or [])
     return TokenizeResponse(tokens=ids, count=len(ids), max_model_len=state.engine.max_model_len)
 
 

@@ -6,7 +6,6 @@ from pydantic import Field
 
 from stille.server.schemas.base import (
     EmptyList,
-    FinishReason,
     Integral,
     OnlyFalse,
     RequestBody,
@@ -14,6 +13,8 @@ from stille.server.schemas.base import (
     SamplingBody,
     Usage,
 )
+from stille.server.schemas.formats import ResponseFormat
+from stille.server.schemas.tools import CallId, EarlierCall, FunctionName, ToolCall, ToolCallDelta, ToolChoice, Tools
 
 MAX_MESSAGES = 4096
 
@@ -44,23 +45,28 @@ class UserMessage(RequestBody):
 
 
 class AssistantMessage(RequestBody):
-    """An earlier answer. The fields besides role and content are accepted empty, as answers carry them."""
+    """An earlier answer. What answers carry and this server does not have is accepted empty."""
 
     role: Literal["assistant"]
-    content: Content
+    content: Content | None = Field(None, description="May be left out beside tool_calls.")
     name: Name | None = None
     refusal: None = None
     annotations: EmptyList | None = None
     audio: None = None
     function_call: None = None
-    tool_calls: EmptyList | None = None
+    tool_calls: list[EarlierCall] | None = None
 
 
-Message = Annotated[InstructionMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
+class ToolMessage(RequestBody):
+    """What a function returned to a call that an assistant's message before it has made."""
+
+    role: Literal["tool"]
+    content: Content
+    tool_call_id: CallId
+    name: FunctionName | None = Field(None, description="If given, the name of the function that was called.")
 
 
-class TextFormat(RequestBody):
-    type: Literal["text"]
+Message = Annotated[InstructionMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
 
 
 class ChatCompletionRequest(SamplingBody):
@@ -81,13 +87,15 @@ class ChatCompletionRequest(SamplingBody):
     top_logprobs: Annotated[int, Field(ge=0, le=20), Integral] | None = Field(
         None, description="Alternatives per token; needs logprobs=true."
     )
+    response_format: ResponseFormat | None = Field(None, description="What the answer must look like.")
+    tools: Tools | None = Field(None, description="Functions that the answer may call.")
+    tool_choice: ToolChoice | None = Field(
+        None, description="Whether the answer may call functions, must, or must call a certain one; default auto."
+    )
+    parallel_tool_calls: bool | None = Field(None, description="False: one call at most; default true.")
     # Neutral values only, until the features behind them exist.
-    tools: EmptyList | None = None
-    tool_choice: Literal["none", "auto"] | None = None
-    parallel_tool_calls: bool | None = Field(None, description="Has no effect without tools.")
     functions: EmptyList | None = None
     function_call: Literal["none", "auto"] | None = None
-    response_format: TextFormat | None = None
     modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = None
     audio: None = None
     prediction: None = None
@@ -136,17 +144,21 @@ class ChoiceLogprobs(ResponseBody):
     refusal: None = None
 
 
+ChatFinishReason = Literal["stop", "length", "tool_calls"]
+
+
 class AnswerMessage(ResponseBody):
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+    tool_calls: list[ToolCall] | None = None
 
 
 class ChatChoice(ResponseBody):
     index: int
     message: AnswerMessage
     logprobs: ChoiceLogprobs | None = None
-    finish_reason: FinishReason
+    finish_reason: ChatFinishReason
 
 
 class ChatCompletion(ResponseBody):
@@ -161,13 +173,14 @@ class ChatCompletion(ResponseBody):
 class Delta(ResponseBody):
     role: Literal["assistant"] | None = None
     content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChunkChoice(ResponseBody):
     index: int
     delta: Delta
     logprobs: ChoiceLogprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: ChatFinishReason | None
 
 
 class ChatCompletionChunk(ResponseBody):

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from stille.server.schemas.base import FinishReason, Integral, OnlyFalse, ResponseBody, SamplingBody, TokenId, Usage
+from stille.server.schemas.formats import ResponseFormat
 
 MAX_PROMPTS = 64
 DEFAULT_MAX_TOKENS = 16  # the API's own default
@@ -27,6 +28,9 @@ class CompletionRequest(SamplingBody):
     )
     logprobs: Annotated[int, Field(ge=0, le=20), Integral] | None = Field(
         None, description="Alternatives per generated token; 0 gives the chosen token's log probability only."
+    )
+    response_format: ResponseFormat | None = Field(
+        None, description="What the continuation must look like. An extension."
     )
     # Neutral values only.
     echo: OnlyFalse | None = None

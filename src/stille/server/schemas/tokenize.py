@@ -6,6 +6,7 @@ from pydantic import Field
 
 from stille.server.schemas.base import ModelName, RequestBody, ResponseBody, TokenId
 from stille.server.schemas.chat import MAX_MESSAGES, Message
+from stille.server.schemas.tools import Tools
 
 MAX_IDS = 1_000_000
 
@@ -23,6 +24,7 @@ class TokenizeChat(RequestBody):
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
     model: ModelName | None = None
+    tools: Tools | None = None
 
 
 class TokenizeResponse(ResponseBody):

@@ -1,0 +1,244 @@
+"""Answers that follow a grammar: what may be asked for, and masks of the tokens that may come next.
+
+llguidance (derivatives of regular expressions below an Earley parser) compiles grammars and computes masks. A mask is
+made on the host while the device computes the logits that it is for, so it costs what the device would wait in any
+case. The end-of-sequence tokens are allowed exactly where the grammar may end.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stille.errors import InvalidRequestError, UnsupportedError
+
+MOST_BYTES = 256 * 1024
+"""Of a grammar's text. Time and memory of compiling it are bounded by llguidance's own limits ("fuel")."""
+
+TOGETHER = 4
+"""Masks from which on several threads compute them."""
+
+STACK = 1 << 29
+"""Bytes of address space for the stack that grammars are compiled on; `MOST_BYTES` of nested rules need a third."""
+
+KEPT = 64
+"""Compiled grammars that an engine keeps."""
+
+JSON_STYLE: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""JSON as Python prints it: with free white space a small model may never end it."""
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """What an answer must look like; made by the methods below, compiled by the engine.
+
+    Attributes:
+        source: in llguidance's form.
+        param: the parameter that errors name.
+    """
+
+    source: str
+    param: str = "grammar"
+
+    @classmethod
+    def json_schema(cls, schema: Mapping[str, Any] | bool, param: str = "grammar") -> Grammar:
+        """JSON that is valid for a schema (draft 2020-12).
+
+        Raises:
+            InvalidRequestError: it is no JSON, or too large.
+        """
+        import llguidance
+
+        try:
+            text = json.dumps({} if schema is True else schema)
+            _check_size(text, param)
+            return cls(llguidance.LLMatcher.grammar_from_json_schema(text, None, JSON_STYLE), param)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidRequestError(f"the JSON schema cannot be read: {error}", param) from error
+
+    @classmethod
+    def json_object(cls, param: str = "grammar") -> Grammar:
+        """Any JSON object."""
+        return cls.json_schema({"type": "object"}, param)
+
+    @classmethod
+    def regex(cls, pattern: str, param: str = "grammar") -> Grammar:
+        """Text that a regular expression (Rust's syntax, no look-around) matches as a whole."""
+        import llguidance
+
+        _check_size(pattern, param)
+        return cls(llguidance.LLMatcher.grammar_from_regex(pattern), param)
+
+    @classmethod
+    def lark(cls, text: str, param: str = "grammar") -> Grammar:
+        """A context-free grammar in llguidance's variant of Lark, from its rule `start`."""
+        import llguidance
+
+        _check_size(text, param)
+        return cls(llguidance.LLMatcher.grammar_from_lark(text), param)
+
+    @classmethod
+    def of(cls, description: Any, param: str = "grammar") -> Grammar:
+        """From JSON: an object with one of the keys json_schema, regex and lark.
+
+        Raises:
+            InvalidRequestError: it is none, or its value cannot be used.
+        """
+        if isinstance(description, Mapping) and len(description) == 1:
+            ((kind, value),) = description.items()
+            if kind in ("regex", "lark") and isinstance(value, str):
+                return (cls.regex if kind == "regex" else cls.lark)(value, param)
+            if kind == "json_schema" and isinstance(value, Mapping | bool):
+                return cls.json_schema(value, param)
+        raise InvalidRequestError(
+            f'{param} must be {{"json_schema": ...}}, {{"regex": "..."}} or {{"lark": "..."}}, got {description!r:.99}',
+            param,
+        )
+
+
+class Matcher:
+    """Where one answer stands in its grammar."""
+
+    def __init__(self, matcher: Any):
+        self.inner = matcher
+
+    def copy(self) -> Matcher:
+        """Another answer, at the same place."""
+        return Matcher(self.inner.deep_copy())
+
+    @property
+    def usable(self) -> bool:
+        """Whether the grammar leaves anything to say here."""
+        return not self.inner.get_error()
+
+    def consume(self, token: int) -> bool:
+        """Move on by a token of the answer; false if the grammar turned out to be too complex at this place."""
+        return self.inner.consume_token(token)
+
+    def fill(self, mask_W: np.ndarray) -> None:
+        """Write the bits of the allowed tokens, int32 [W]; all, if the grammar turned out to be too complex."""
+        self.inner.unsafe_compute_mask_ptr(mask_W.ctypes.data, mask_W.nbytes)
+        self.check(mask_W)
+
+    def check(self, mask_W: np.ndarray) -> None:
+        """Allow all tokens in a mask that was computed and is of no use: `consume` fails then."""
+        if not self.usable:
+            mask_W.fill(-1)
+
+
+class GrammarCompiler:
+    """Compiled grammars of one tokenizer. Thread-safe; compiling lets other threads run.
+
+    Args:
+        tokenizer: a fast transformers tokenizer.
+        vocab_size: V, columns of the logits.
+        eos_token_ids: tokens that end an answer.
+    """
+
+    def __init__(self, tokenizer: Any, vocab_size: int, eos_token_ids: Iterable[int]):
+        self.words = -(-vocab_size // 32)
+        self._tokenizer, self._vocab_size, self._eos = tokenizer, vocab_size, sorted(eos_token_ids)
+        self._made: Any = None
+        self._threads: Any = None
+        self._compiling: ThreadPoolExecutor | None = None
+        self._kept: OrderedDict[str, Matcher] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def matcher(self, grammar: Grammar) -> Matcher:
+        """A matcher at the beginning of an answer.
+
+        Raises:
+            InvalidRequestError: the grammar is wrong, too complex, or uses what is not supported.
+            UnsupportedError: the tokenizer is not one that grammars work with.
+        """
+        with self._lock:
+            known = self._kept.get(grammar.source)
+            if known is not None:
+                self._kept.move_to_end(grammar.source)
+                return known.copy()
+            tokenizer = self._wrapped()
+            if self._compiling is None:
+                self._compiling = _thread_with_room()
+        matcher = self._compiling.submit(self._compile, tokenizer, grammar).result()
+        with self._lock:
+            self._kept[grammar.source] = matcher
+            while len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+        return matcher.copy()
+
+    def _compile(self, tokenizer: Any, grammar: Grammar) -> Matcher:
+        import llguidance
+
+        limits = llguidance.LLParserLimits(verbose_errors=False)  # else errors hold whole schemas
+        made = llguidance.LLMatcher(tokenizer, grammar.source, log_level=0, limits=limits)
+        if made.is_error():
+            raise InvalidRequestError(f"the grammar cannot be used: {_short(made.get_error())}", grammar.param)
+        matcher = Matcher(made)
+        begun = matcher.copy()
+        begun.fill(np.empty(self.words, np.int32))  # the slowest mask of some grammars, and what it builds is kept
+        if not begun.usable:
+            raise InvalidRequestError(
+                "the grammar cannot be used: no answer follows it, or none that ends", grammar.param
+            )
+        return matcher
+
+    def masks(self, matchers: Sequence[Matcher]) -> np.ndarray:
+        """Allowed tokens of several answers, int32 [M, W], bit i % 32 of word i // 32 for token i."""
+        mask_MW = np.empty((len(matchers), self.words), np.int32)
+        if len(matchers) >= TOGETHER:
+            if self._threads is None:
+                import llguidance
+
+                self._threads = llguidance.LLExecutor()
+            each = [(matcher.inner, row) for row, matcher in enumerate(matchers)]
+            self._threads.unsafe_compute_mask_ptr(each, mask_MW.ctypes.data, 4 * self.words, len(each))
+            for matcher, mask_W in zip(matchers, mask_MW, strict=True):
+                matcher.check(mask_W)
+        else:
+            for matcher, mask_W in zip(matchers, mask_MW, strict=True):
+                matcher.fill(mask_W)
+        return mask_MW
+
+    def _wrapped(self) -> Any:
+        if self._made is None:
+            try:
+                import llguidance.hf
+            except ImportError as error:
+                raise UnsupportedError("grammars need llguidance: pip install 'stille[serve]'") from error
+            if not self._eos:
+                raise UnsupportedError("this model has no end-of-sequence token, so no grammar could end an answer")
+            try:
+                self._made = llguidance.hf.from_tokenizer(self._tokenizer, self._vocab_size, self._eos)
+            except Exception as error:  # the library raises several kinds, its own panics among them
+                raise UnsupportedError(f"grammars do not work with this tokenizer: {error}") from error
+        return self._made
+
+
+def _thread_with_room() -> ThreadPoolExecutor:
+    """A thread with a stack for grammars whose rules nest thousands of levels deep, which overflow a common one."""
+    before = threading.stack_size(STACK)
+    try:
+        executor = ThreadPoolExecutor(1, "stille-grammar")
+        executor.submit(int).result()  # the thread is there now
+        return executor
+    finally:
+        threading.stack_size(before)
+
+
+def _check_size(text: str, param: str) -> None:
+    if not isinstance(text, str):
+        raise InvalidRequestError(f"a grammar must be text, got {type(text).__name__}", param)
+    if (size := len(text.encode("utf-8", "surrogatepass"))) > MOST_BYTES:
+        raise InvalidRequestError(f"the grammar has {size:,} bytes, at most {MOST_BYTES:,} are taken", param)
+
+
+def _short(message: str) -> str:
+    first = " ".join(message.split())
+    return first if len(first) <= 500 else first[:500] + " ..."
