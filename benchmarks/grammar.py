@@ -20,6 +20,7 @@ from collections import Counter
 from pathlib import Path
 
 import jsonschema_rs
+import torch
 
 from stille import LLM, Grammar, SamplingParams, ledger
 from stille.errors import InvalidRequestError
@@ -75,7 +76,7 @@ def cost(llm: LLM, batch: int, options: argparse.Namespace) -> ledger.Record:
     free, bound = (statistics.median(seconds[name]) for name in sides)
     suffix = "" if batch == 1 else f".batch{batch}"
     return ledger.measure(
-        f"grammar.overhead{suffix}", 100 * (bound - free) / free, "%", goal="value <= 5",
+        f"grammar.{'gpu.' if torch.cuda.is_available() else ''}overhead{suffix}", 100 * (bound - free) / free, "%", goal="value <= 5",
         machine=ledger.describe_machine(), command="python benchmarks/grammar.py",
         notes=f"Time that a grammar for every sequence adds to decoding, {batch} at once, {options.model}. "
         f"{options.tokens} tokens each, prompts included: {1e3 * bound / options.tokens:.3f} against "
@@ -136,7 +137,7 @@ def validity(llm: LLM, options: argparse.Namespace) -> list[ledger.Record]:
             notes=f"Answers that are valid for their JSON schema, of {ended:,} that ended by themselves, {len(work)} "
             f"schemas of JSONSchemaBench. {options.model}, temperature 1. {cut:,} more were cut at {options.most} "
             f"tokens; {sum(refused.values())} schemas were refused with a reason; {formats} answers are wrong only "
-            "where formats are asserted.",
+            "where formats are asserted. Wrong: " + ("; ".join(each[:150] for each in wrong[:3]) or "none") + ".",
         )
     ]  # fmt: skip
 
