@@ -74,9 +74,9 @@ def cost(llm: LLM, batch: int, options: argparse.Namespace) -> ledger.Record:
             if turn:
                 seconds[name].append(taken)
     free, bound = (statistics.median(seconds[name]) for name in sides)
-    suffix = "" if batch == 1 else f".batch{batch}"
+    kind, suffix = "gpu." if torch.cuda.is_available() else "", "" if batch == 1 else f".batch{batch}"
     return ledger.measure(
-        f"grammar.{'gpu.' if torch.cuda.is_available() else ''}overhead{suffix}", 100 * (bound - free) / free, "%", goal="value <= 5",
+        f"grammar.{kind}overhead{suffix}", 100 * (bound - free) / free, "%", goal="value <= 5",
         machine=ledger.describe_machine(), command="python benchmarks/grammar.py",
         notes=f"Time that a grammar for every sequence adds to decoding, {batch} at once, {options.model}. "
         f"{options.tokens} tokens each, prompts included: {1e3 * bound / options.tokens:.3f} against "
