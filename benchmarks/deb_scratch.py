@@ -119,6 +119,13 @@ def tiny_plan(options: argparse.Namespace) -> Plan:
     )  # fmt: skip
 
 
+def share(text: str) -> tuple[int, int]:
+    first, processes = (int(number) for number in text.split("/"))
+    if not 0 <= first < processes:
+        raise ValueError(text)
+    return first, processes
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     add = parser.add_argument
@@ -129,7 +136,13 @@ def parse() -> argparse.Namespace:
     add("--minutes", type=float, help="start no run that would likely end after so many minutes")
     add("--dtype", default="bf16", choices=("fp32", "bf16"))
     add("--part", default="all", choices=("all", "main", "others"), help="train these alone; one GPU can take each")
-    add("--share", default="0/1", metavar="I/N", help="train every N-th run from the I-th on, of --out shared by N")
+    add(
+        "--share",
+        type=share,
+        default=(0, 1),
+        metavar="I/N",
+        help="train every N-th run from the I-th on, of --out shared by N",
+    )
     add("--points", type=Path, help="results of earlier runs, by name: not made again, and new ones are added")
     add("--report", action="store_true", help="train nothing")
     add("--tiny", action="store_true", help="a check on a CPU; no records")
@@ -161,7 +174,7 @@ def make(plan: Plan, options: argparse.Namespace, started: float) -> bool:
     store, held_out = prepare(text, byte_tokenizer(), options.out / "tokens")
     print(f"{len(store.tokens):,} bytes to learn from, {len(held_out.tokens):,} held out", flush=True)
     longest = 0.0
-    first, processes = (int(number) for number in options.share.split("/"))
+    first, processes = options.share
     with open_world() as world:
         for run in plan.runs(options.part)[first::processes]:
             if run.name in known(options):

@@ -1,8 +1,8 @@
 """Answers that follow a grammar: what may be asked for, and masks of the tokens that may come next.
 
 llguidance (derivatives of regular expressions below an Earley parser) compiles grammars and computes masks. A mask is
-made on the host while the device computes the logits that it is for, so it costs what the device would wait in any
-case. The end-of-sequence tokens are allowed exactly where the grammar may end.
+made on the host: on a GPU while it computes the logits that the mask is for, on a CPU after them. The end-of-sequence
+tokens are allowed exactly where the grammar may end.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ MOST_BYTES = 256 * 1024
 TOGETHER = 4
 """Masks from which on several threads compute them."""
 
-STACK = 1 << 29
-"""Bytes of address space for the stack that grammars are compiled on; `MOST_BYTES` of nested rules need a third."""
+STACK = 1 << 28
+"""Bytes of address space for the stack that grammars are compiled on: four times what was enough for nesting as
+deep as fits within `MOST_BYTES`."""
 
 KEPT = 64
 """Compiled grammars that an engine keeps."""
@@ -53,13 +54,13 @@ class Grammar:
 
         Raises:
             InvalidRequestError: it is no JSON, or too large.
+            UnsupportedError: llguidance is not installed; so the other methods.
         """
-        import llguidance
-
+        library = _library()
         try:
             text = json.dumps({} if schema is True else schema)
             _check_size(text, param)
-            return cls(llguidance.LLMatcher.grammar_from_json_schema(text, None, JSON_STYLE), param)
+            return cls(library.LLMatcher.grammar_from_json_schema(text, None, JSON_STYLE), param)
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidRequestError(f"the JSON schema cannot be read: {error}", param) from error
 
@@ -71,18 +72,14 @@ class Grammar:
     @classmethod
     def regex(cls, pattern: str, param: str = "grammar") -> Grammar:
         """Text that a regular expression (Rust's syntax, no look-around) matches as a whole."""
-        import llguidance
-
         _check_size(pattern, param)
-        return cls(llguidance.LLMatcher.grammar_from_regex(pattern), param)
+        return cls(_library().LLMatcher.grammar_from_regex(pattern), param)
 
     @classmethod
     def lark(cls, text: str, param: str = "grammar") -> Grammar:
         """A context-free grammar in llguidance's variant of Lark, from its rule `start`."""
-        import llguidance
-
         _check_size(text, param)
-        return cls(llguidance.LLMatcher.grammar_from_lark(text), param)
+        return cls(_library().LLMatcher.grammar_from_lark(text), param)
 
     @classmethod
     def of(cls, description: Any, param: str = "grammar") -> Grammar:
@@ -174,10 +171,9 @@ class GrammarCompiler:
         return matcher.copy()
 
     def _compile(self, tokenizer: Any, grammar: Grammar) -> Matcher:
-        import llguidance
-
-        limits = llguidance.LLParserLimits(verbose_errors=False)  # else errors hold whole schemas
-        made = llguidance.LLMatcher(tokenizer, grammar.source, log_level=0, limits=limits)
+        library = _library()
+        limits = library.LLParserLimits(verbose_errors=False)  # else errors hold whole schemas
+        made = library.LLMatcher(tokenizer, grammar.source, log_level=0, limits=limits)
         if made.is_error():
             raise InvalidRequestError(f"the grammar cannot be used: {_short(made.get_error())}", grammar.param)
         matcher = Matcher(made)
@@ -194,9 +190,7 @@ class GrammarCompiler:
         mask_MW = np.empty((len(matchers), self.words), np.int32)
         if len(matchers) >= TOGETHER:
             if self._threads is None:
-                import llguidance
-
-                self._threads = llguidance.LLExecutor()
+                self._threads = _library().LLExecutor()
             each = [(matcher.inner, row) for row, matcher in enumerate(matchers)]
             self._threads.unsafe_compute_mask_ptr(each, mask_MW.ctypes.data, 4 * self.words, len(each))
             for matcher, mask_W in zip(matchers, mask_MW, strict=True):
@@ -208,17 +202,26 @@ class GrammarCompiler:
 
     def _wrapped(self) -> Any:
         if self._made is None:
-            try:
-                import llguidance.hf
-            except ImportError as error:
-                raise UnsupportedError("grammars need llguidance: pip install 'stille[serve]'") from error
             if not self._eos:
                 raise UnsupportedError("this model has no end-of-sequence token, so no grammar could end an answer")
             try:
-                self._made = llguidance.hf.from_tokenizer(self._tokenizer, self._vocab_size, self._eos)
+                self._made = _library().hf.from_tokenizer(self._tokenizer, self._vocab_size, self._eos)
             except Exception as error:  # the library raises several kinds, its own panics among them
                 raise UnsupportedError(f"grammars do not work with this tokenizer: {error}") from error
         return self._made
+
+
+def _library() -> Any:
+    """llguidance, imported when it is first needed.
+
+    Raises:
+        UnsupportedError: it is not installed.
+    """
+    try:
+        import llguidance.hf
+    except ImportError as error:
+        raise UnsupportedError("grammars need llguidance: pip install 'stille[serve]'") from error
+    return llguidance
 
 
 def _thread_with_room() -> ThreadPoolExecutor:

@@ -84,12 +84,13 @@ class _Importance:
     def __init__(self, model: StilleForCausalLM, orders_LI: Tensor, layout: Layout, fisher: float, seed: int):
         self.model, self.fisher, self.size = model, fisher, layout.size
         self.generator = torch.Generator(model.device).manual_seed(seed)
-        self.weights: list[tuple[Tensor, Tensor]] = []
+        self.weights: list[tuple[Tensor, Tensor, Tensor]] = []  # gate and up of all experts' neurons, down
         self.layers: list[Any] = list(model.model.layers)
         for layer, order in zip(self.layers, orders_LI, strict=True):
             parts = [getattr(layer.mlp, name).weight.detach().float() for name in ("gate_proj", "up_proj", "down_proj")]
             split = split_ffn(parts[0], parts[1], parts[2], order, layout)
-            self.weights.append((split["gate_up_proj"].transpose(0, 1).contiguous(), split["down_proj"]))
+            gate_RC, up_RC = (part.flatten(0, 1) for part in split["gate_up_proj"].split(self.size, dim=1))
+            self.weights.append((gate_RC, up_RC, split["down_proj"]))
 
     def of(self, ids_ST: Tensor) -> tuple[Tensor, Tensor]:
         """[L, N, C] in the model's precision, float32 [L, N, E], N = S * T."""
@@ -131,8 +132,7 @@ class _Importance:
         return pull
 
     def _importance(self, index: int, x_NC: Tensor, g_NC: Tensor | None) -> Tensor:
-        gate_up, down_ECI = self.weights[index]
-        gate_RC, up_RC = (part.flatten(0, 1) for part in gate_up.transpose(0, 1).split(self.size, dim=1))
+        gate_RC, up_RC, down_ECI = self.weights[index]
         h_NR = F.silu(F.linear(x_NC, gate_RC)) * F.linear(x_NC, up_RC)
         found_NE = log_norms(h_NR, down_ECI)
         if g_NC is not None:

@@ -293,8 +293,7 @@ def _collect(model: StilleForCausalLM, ids_ST: Tensor, stages: Work, key: str, p
 
 
 def _fitting(settings: ConvertSettings) -> dict[str, Any]:
-    names = {"profile": "profile_tokens", "steps": "steps", "seed": "seed"}
-    return {name: getattr(settings, field) for name, field in names.items()}
+    return {"profile": settings.profile_tokens, "steps": settings.steps, "seed": settings.seed}
 
 
 def _layers(
