@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -182,6 +183,12 @@ class TestMistakes:
     def test_descriptions(self, what):
         with pytest.raises(InvalidRequestError, match=r'response_format must be {"json_schema"'):
             Grammar.of(what, "response_format")
+
+    def test_without_the_library_the_error_says_what_to_install(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "llguidance.hf", None)
+        for make in (Grammar.json_object, lambda: Grammar.regex("a"), lambda: Grammar.lark("start: /a/")):
+            with pytest.raises(UnsupportedError, match=r"pip install 'stille\[serve\]'"):
+                make()
 
     def test_sizes_and_kinds(self):
         with pytest.raises(InvalidRequestError, match="at most"):
