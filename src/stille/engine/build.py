@@ -15,6 +15,7 @@ import torch
 from stille.engine.config import EngineConfig
 from stille.engine.core import EngineCore
 from stille.engine.executor import make_executor
+from stille.engine.speculate import Costs
 from stille.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ def assemble(loaded: LoadedModel, config: EngineConfig) -> Engine:
     logger.info(
         "%s on %s in %s, %s, %d KV pages", name, resolved.device, resolved.dtype, attention, executor.num_pages - 1
     )
-    return Engine(EngineCore(executor, tokenizer, resolved, eos), tokenizer, name)
+    costs = Costs.measure(executor, resolved.max_decode_rows) if resolved.max_draft_tokens else None
+    return Engine(EngineCore(executor, tokenizer, resolved, eos, costs), tokenizer, name)
 
 
 def _give_back_freed_memory() -> None:

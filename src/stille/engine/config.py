@@ -44,6 +44,8 @@ class EngineConfig:
         attention: "full", or "hsa": hierarchical sparse attention, which reads a budget of keys in long contexts.
         hsa: its settings; None = `HSAConfig()`, with int8 and int4 a budget of 4,096. Only with attention "hsa".
         cuda_graphs: capture decode steps as CUDA graphs.
+        max_draft_tokens: guesses of one sequence that a step may check (speculative decoding); 0 = never guess. It
+            changes no answer, and is left alone where it would not make them faster.
         async_depth: steps in flight before the first is read; None = the executor's own (0 on CPU, 1 on CUDA).
 
     Raises:
@@ -65,6 +67,7 @@ class EngineConfig:
     attention: str = "full"
     hsa: HSAConfig | None = None
     cuda_graphs: bool = True
+    max_draft_tokens: int = 16
     async_depth: int | None = None
 
     def __post_init__(self) -> None:
@@ -80,6 +83,7 @@ class EngineConfig:
         _integer("max_queue", self.max_queue, low=1)
         _integer("threads", self.threads, low=1, high=1024)
         _integer("seed", self.seed, low=0, high=2**63 - 1)
+        _integer("max_draft_tokens", self.max_draft_tokens, low=0, high=64)
         _integer("async_depth", self.async_depth, low=0, high=1)
         if self.hsa is not None and not isinstance(self.hsa, HSAConfig):
             raise ConfigError(f"hsa must be an HSAConfig, got {self.hsa!r}")
@@ -163,6 +167,11 @@ class EngineConfig:
             hsa=hsa,
             max_queue=4 * seqs if self.max_queue is None else self.max_queue,
         )
+
+    @property
+    def max_decode_rows(self) -> int:
+        """Rows of the largest decode step (of a resolved config): every sequence, or one with all its guesses."""
+        return max(self.max_num_seqs or 1, 1 + self.max_draft_tokens if self.max_draft_tokens else 1)
 
     @property
     def load_dtype(self) -> torch.dtype:

@@ -23,12 +23,13 @@ from stille.engine.detokenizer import Detokenizer
 from stille.engine.executor import Executor
 from stille.engine.grammar import GrammarCompiler
 from stille.engine.hsa import PromptRule
-from stille.engine.model_runner import Logprobs, ModelRunner, StepHandle
+from stille.engine.model_runner import Logprobs, ModelRunner, StepHandle, StepOutput
 from stille.engine.outputs import OutputDelta, TokenLogprob
 from stille.engine.sampling_params import SamplingParams
-from stille.engine.sampling_state import AllowedTokens
+from stille.engine.sampling_state import AllowedTokens, Guesses
 from stille.engine.scheduler import Plan, Scheduler
 from stille.engine.sequence import Request, Sequence, Status
+from stille.engine.speculate import MOST_SEQUENCES, Costs, Speculator
 from stille.engine.stats import EngineStats, Metrics
 from stille.errors import ConfigError, InvalidRequestError, PromptTooLongError, QueueFullError
 
@@ -43,9 +44,17 @@ class EngineCore:
         tokenizer: a transformers tokenizer.
         config: resolved.
         eos_token_ids: tokens that end an answer unless the request ignores them.
+        costs: of steps, to decide by whether guessing pays; None: found out on the way.
     """
 
-    def __init__(self, executor: Executor, tokenizer: Any, config: EngineConfig, eos_token_ids: Iterable[int] = ()):
+    def __init__(
+        self,
+        executor: Executor,
+        tokenizer: Any,
+        config: EngineConfig,
+        eos_token_ids: Iterable[int] = (),
+        costs: Costs | None = None,
+    ):
         limits = (config.max_model_len, config.max_num_seqs, config.max_num_batched_tokens, config.max_queue)
         if None in limits:
             raise ConfigError("EngineCore needs a resolved config: call config.resolve(model_config) first")
@@ -72,6 +81,11 @@ class EngineCore:
         self._queued: dict[str, Request] = {}  # not admitted yet
         self._depth = executor.async_depth if config.async_depth is None else config.async_depth
         self._launched: deque[tuple[Plan, StepHandle]] = deque()
+        self._decode_rows = min(config.max_decode_rows, max_num_batched_tokens)
+        self.speculator: Speculator | None = None
+        if config.max_draft_tokens:
+            self.speculator = Speculator(costs or Costs.unknown(), config.max_draft_tokens, patient=self._depth > 0)
+        self._last_read: float | None = None
         self._order = itertools.count()
         self._seeds = np.random.default_rng(config.seed)
         self._finish_times: deque[float] = deque(maxlen=64)
@@ -180,8 +194,7 @@ class EngineCore:
     def abort_all(self) -> list[OutputDelta]:
         """Ends every request and waits for the steps in flight, so that all pages and slots are free."""
         deltas = [delta for request_id in list(self.requests) for delta in self.abort(request_id)]
-        while self._launched:
-            self._read_oldest(deltas)
+        self._read_all(deltas)
         return deltas
 
     # Steps
@@ -193,50 +206,129 @@ class EngineCore:
     def step(self) -> list[OutputDelta]:
         """Launches a step if there is something to compute and reads one if enough are in flight."""
         deltas: list[OutputDelta] = []
-        plan = self.scheduler.schedule()
+        guesses = self._guess(deltas)
+        begun = time.perf_counter()
+        plan = self.scheduler.schedule(guesses)
         if plan is not None:
-            if any(sequence.matcher is not None for sequence in plan.sequences):
-                while self._launched:  # what a grammar allows depends on every token before
-                    self._read_oldest(deltas)
-            self._launch(plan)
+            self._launch(plan, deltas)
         if self._launched:
-            if plan is None or len(self._launched) > self._depth:
+            if plan is None or len(self._launched) > self._depth or plan.offsets is not None:
                 self._read_oldest(deltas)
         elif self.scheduler.has_work:
             raise RuntimeError("the scheduler has work but can neither compute nor wait for any of it")
+        if self.speculator is not None:
+            self._note_cost(self.speculator, plan, begun)
         return deltas
 
-    def _launch(self, plan: Plan) -> None:
+    def _guess(self, deltas: list[OutputDelta]) -> dict[Sequence, list[int]] | None:
+        """Guesses for the next step; all steps in flight are read before any is made."""
+        speculator, decoding = self.speculator, self.scheduler.decoding
+        if speculator is None or not speculator.due(len(decoding)):
+            return None
+        self._read_all(deltas)
+        return speculator.propose(decoding, self._decode_rows - len(decoding)) if decoding else None
+
+    def _note_cost(self, speculator: Speculator, plan: Plan | None, begun: float) -> None:
+        """Times of steps that only decode: with guesses from their beginning, without from one reading to the next."""
+        now = time.perf_counter()
+        if plan is None or not plan.step.is_decode:
+            self._last_read = None
+        elif plan.offsets is not None:
+            speculator.costs.checked.observe(plan.step.num_seqs, now - begun)
+            self._last_read = None
+        else:
+            since = self._last_read if self._depth else begun
+            if since is not None and plan.step.num_seqs <= MOST_SEQUENCES:
+                speculator.costs.plain.observe(plan.step.num_seqs, now - since)
+            self._last_read = now
+
+    def _launch(self, plan: Plan, deltas: list[OutputDelta]) -> None:
         for sequence in plan.admitted:
             request = sequence.request
             seed = _wrap(request.seed + sequence.index)
             self.runner.assign(sequence.slot, request.params, seed, request.prompt_ids, sequence.output_ids)
             if self._queued.pop(request.request_id, None) is not None:
                 self.metrics.queue_time.observe(time.perf_counter() - request.arrival)
-        self._launched.append((plan, self.runner.launch(plan.step, self._allowed(plan))))
+        guesses = None
+        if plan.offsets is not None:
+            sampled = plan.step.sample
+            ends = np.cumsum(plan.step.lengths) - 1
+            guesses = Guesses(plan.offsets[sampled], plan.step.token_ids[ends[sampled]])
+        handle = self.runner.launch(plan.step, self._allowed(plan, guesses, deltas), guesses)
+        self._launched.append((plan, handle))
         self.metrics.steps += 1
         self.metrics.step_seqs.observe(plan.step.num_seqs)
         self.metrics.step_tokens.observe(plan.step.num_tokens)
 
-    def _allowed(self, plan: Plan) -> Callable[[], AllowedTokens] | None:
-        """How to find what grammars allow in a step; None: there are none."""
-        rows, matchers = [], []
-        for row, sequence in enumerate(_sampled(plan)):
-            if sequence.matcher is not None and sequence.status is not Status.FINISHED:
-                rows.append(row)
-                matchers.append(sequence.matcher)
-        if not rows:
+    def _allowed(
+        self, plan: Plan, guesses: Guesses | None, deltas: list[OutputDelta]
+    ) -> Callable[[], AllowedTokens | None] | None:
+        """How to find what grammars allow in a step; None: there are none.
+
+        It depends on every token before, so steps in flight are read first; the step itself is on its way by then.
+        """
+        sequences = _sampled(plan)
+        if all(sequence.matcher is None for sequence in sequences):
             return None
-        return lambda: AllowedTokens(np.array(rows, np.int64), self.grammars.masks(matchers))
+
+        def find() -> AllowedTokens | None:
+            self._read_all(deltas)
+            going = [
+                (row, s.matcher)
+                for row, s in enumerate(sequences)
+                if s.matcher is not None and s.status is not Status.FINISHED
+            ]
+            if not going:
+                return None
+            rows, matchers = zip(*going, strict=True)
+            if guesses is None:
+                return AllowedTokens(np.array(rows), self.grammars.masks(matchers))
+            after = [(guesses.offset_R[row], guesses.tokens_R[row]) for row in rows]
+            return AllowedTokens(np.array(rows), self.grammars.masks_after(matchers, after))
+
+        return find
+
+    def _read_all(self, deltas: list[OutputDelta]) -> None:
+        while self._launched:
+            self._read_oldest(deltas)
 
     def _read_oldest(self, deltas: list[OutputDelta]) -> None:
         plan, handle = self._launched.popleft()
         output = handle.result()
         self.scheduler.step_read(plan.number)
         now = time.perf_counter()
+        if plan.offsets is not None:
+            self._read_guessed(plan, output, now, deltas)
+            return
         for row, (sequence, token) in enumerate(zip(_sampled(plan), output.token_ids, strict=True)):
             if sequence.status is not Status.FINISHED:  # else: one token too many
                 deltas.append(self._take(sequence, token, row, output.logprobs, now))
+
+    def _read_guessed(self, plan: Plan, output: StepOutput, now: float, deltas: list[OutputDelta]) -> None:
+        """Takes of each sequence the tokens up to the first that a guess was wrong about."""
+        assert plan.offsets is not None and self.speculator is not None
+        sampled = plan.step.sample
+        ends = np.cumsum(plan.step.lengths) - 1
+        inputs, offsets = plan.step.token_ids[ends[sampled]].tolist(), plan.offsets[sampled].tolist()
+        grown: list[tuple[Sequence, list[int]]] = []
+        previous, right = -1, True  # what was sampled in the row before, and whether it counted
+        for row, (sequence, token) in enumerate(zip(_sampled(plan), output.token_ids, strict=True)):
+            if offsets[row] == 0:
+                grown.append((sequence, []))
+                right = True
+            else:
+                right = right and inputs[row] == previous and sequence.status is not Status.FINISHED
+            previous = token
+            if right:
+                grown[-1][1].append(token)
+                deltas.append(self._take(sequence, token, row, output.logprobs, now))
+        still = [(sequence, tokens) for sequence, tokens in grown if sequence.status is not Status.FINISHED]
+        if still:
+            self.runner.accept([sequence.slot for sequence, _ in still], [tokens for _, tokens in still])
+        for sequence, tokens in grown:
+            self.speculator.checked(sequence, len(tokens))
+            if sequence.status is Status.DECODE:
+                self.scheduler.checked(sequence)
 
     def _take(self, sequence: Sequence, token: int, row: int, logprobs: Logprobs | None, now: float) -> OutputDelta:
         """Appends a token to its answer and says what that gives the consumer."""
@@ -282,6 +374,8 @@ class EngineCore:
     ) -> OutputDelta:
         request = sequence.request
         self.scheduler.end(sequence)
+        if self.speculator is not None:
+            self.speculator.ended(sequence)
         self.metrics.finished[reason] += 1
         self.metrics.e2e.observe(now - request.arrival)
         request.unfinished -= 1

@@ -78,7 +78,7 @@ class CudaExecutor:
         self._pdl = pdl
         self._max_len = config.max_model_len
 
-        self._sizes = padded_sizes(config.max_num_seqs)
+        self._sizes = padded_sizes(config.max_decode_rows)
         most = self._sizes[-1]
         width = -(-config.max_model_len // PAGE_SIZE)
         self._inputs = DecodeInputs(most, width, self.device, self.experts is not None)

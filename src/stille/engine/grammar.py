@@ -119,6 +119,19 @@ class Matcher:
         """Move on by a token of the answer; false if the grammar turned out to be too complex at this place."""
         return self.inner.consume_token(token)
 
+    def forced(self) -> list[int]:
+        """Tokens that spell the text about which the grammar leaves no choice; the model may spell it with others."""
+        return self.inner.compute_ff_tokens()
+
+    def valid(self, tokens: Sequence[int]) -> int:
+        """How many of the tokens may follow one after the other."""
+        return self.inner.validate_tokens(list(tokens))
+
+    def back(self, count: int) -> None:
+        """Undoes the last `count` tokens."""
+        if count:
+            self.inner.rollback(count)
+
     def fill(self, mask_W: np.ndarray) -> None:
         """Write the bits of the allowed tokens, int32 [W]; all, if the grammar turned out to be too complex."""
         self.inner.unsafe_compute_mask_ptr(mask_W.ctypes.data, mask_W.nbytes)
@@ -198,6 +211,22 @@ class GrammarCompiler:
         else:
             for matcher, mask_W in zip(matchers, mask_MW, strict=True):
                 matcher.fill(mask_W)
+        return mask_MW
+
+    def masks_after(self, matchers: Sequence[Matcher], after: Sequence[tuple[int, int]]) -> np.ndarray:
+        """As `masks`, for rows of which some follow guesses.
+
+        Args:
+            matchers: of the rows; those of one answer follow each other.
+            after: of each row, how many guesses it follows, and the last of these, which its grammar allows.
+        """
+        mask_MW = np.empty((len(matchers), self.words), np.int32)
+        for row, (matcher, (offset, token)) in enumerate(zip(matchers, after, strict=True)):
+            if offset:
+                matcher.consume(token)
+            matcher.fill(mask_MW[row])
+            if row + 1 == len(matchers) or after[row + 1][0] == 0:
+                matcher.back(offset)
         return mask_MW
 
     def _wrapped(self) -> Any:

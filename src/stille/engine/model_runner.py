@@ -16,7 +16,7 @@ from torch import Tensor
 
 from stille.engine.executor import Executor, StepInput
 from stille.engine.sampling_params import SamplingParams
-from stille.engine.sampling_state import AllowedTokens, SamplingState, to_device
+from stille.engine.sampling_state import AllowedTokens, Guesses, SamplingState, to_device
 
 
 @dataclass(slots=True)
@@ -76,17 +76,29 @@ class ModelRunner:
         self.state.assign(slot, params, seed, prompt_ids, output_ids)
 
     @torch.inference_mode()
-    def launch(self, step: StepInput, allowed: Callable[[], AllowedTokens] | None = None) -> StepHandle:
+    def launch(
+        self,
+        step: StepInput,
+        allowed: Callable[[], AllowedTokens | None] | None = None,
+        guesses: Guesses | None = None,
+    ) -> StepHandle:
         """Computes or enqueues the step and the sampling of its complete rows.
 
         Args:
             allowed: says which tokens grammars leave; called when the step is on its way, before the sampling.
+            guesses: in the step. `accept` has to follow, once it is known how many were right.
         """
         rows = self.state.rows_of(step.slots, step.sample)
         logits_SV = self.executor.forward(step, self._input_ids(step, None if rows is None else rows.slots))
         if rows is None:
             return StepHandle(None, None, self.device)
-        return StepHandle(*self.state.sample(logits_SV, rows, None if allowed is None else allowed()), self.device)
+        left = None if allowed is None else allowed()
+        return StepHandle(*self.state.sample(logits_SV, rows, left, guesses), self.device)
+
+    @torch.inference_mode()
+    def accept(self, slots: Seq[int], tokens: Seq[Seq[int]]) -> None:
+        """After a step with guesses: the tokens by which the answers in these slots have grown."""
+        self.state.accept(slots, tokens)
 
     def _input_ids(self, step: StepInput, sampled_slots: Tensor | None) -> Tensor:
         fed_back = int(np.count_nonzero(step.token_ids < 0))

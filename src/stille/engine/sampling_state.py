@@ -37,9 +37,11 @@ _BYTE_TO_BIAS = _BYTE_TO_BIAS.astype(np.float32)
 
 @dataclass(slots=True)
 class Penalties:
-    """rows: which batch rows (None = all); table: their rows in the count tables; then the three factors [R]."""
+    """rows: which batch rows (None = all); host_rows: these on the host; table: their rows in the count tables; then
+    the three factors [R]."""
 
     rows: Tensor | None
+    host_rows: np.ndarray
     table: Tensor
     repetition: Tensor
     presence: Tensor
@@ -66,6 +68,19 @@ class AllowedTokens:
 
     rows: np.ndarray
     mask_MW: np.ndarray
+
+
+@dataclass(slots=True)
+class Guesses:
+    """Which of a step's sampled rows follow a guess.
+
+    Attributes:
+        offset_R: int64, guesses of its slot before the row; 0 = it follows what is known.
+        tokens_R: int64, the guess that the row follows, where there is one.
+    """
+
+    offset_R: np.ndarray
+    tokens_R: np.ndarray
 
 
 @dataclass(slots=True)
@@ -142,13 +157,18 @@ class SamplingState:
         return self._batch
 
     def sample(
-        self, logits_SV: Tensor, rows: SampledRows, allowed: AllowedTokens | None = None
+        self,
+        logits_SV: Tensor,
+        rows: SampledRows,
+        allowed: AllowedTokens | None = None,
+        guesses: Guesses | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:
-        """Samples, and moves the slots' state on by one token.
+        """Samples, and moves the slots' state on by one token; with guesses, `accept` does the latter.
 
         Args:
             logits_SV: float32, of the whole step; not changed.
             allowed: by grammars; None: everything.
+            guesses: rows that are sampled as if their guesses were part of the answer; None: there are none.
 
         Returns:
             tokens int64[R], and what `sampler.log_probabilities` returns if a row wants it.
@@ -156,29 +176,51 @@ class SamplingState:
         raw = logits_SV if rows.rows is None else logits_SV.index_select(0, rows.rows)
         logits = raw
         if rows.penalties is not None:
-            logits = self._penalize(logits, rows.penalties)
+            logits = self._penalize(logits, rows.penalties, guesses)
         if rows.bias is not None:
             bias = rows.bias
             logits = logits.index_put((bias.rows, bias.tokens), bias.values, accumulate=True)
         if allowed is not None:
             logits = self._restrict(logits, allowed)
-        tokens = self._choose(logits, rows)
+        tokens = self._choose(logits, rows, None if guesses is None else guesses.offset_R)
+        if guesses is None:
+            self._move_on(tokens, rows)
+        if rows.top_logprobs is None:
+            return tokens, None
+        return tokens, sampler.log_probabilities(raw, tokens, rows.top_logprobs)
+
+    def accept(self, slots: Seq[int], tokens: Seq[Seq[int]]) -> None:
+        """Moves slots on by the tokens, at least one each, that a step with guesses gave."""
+        self.next_index[list(slots)] += [len(each) for each in tokens]
+        self.last_token.index_copy_(
+            0, self._send(np.array(slots, np.int64)), self._send(np.array([each[-1] for each in tokens], np.int64))
+        )
+        used = [
+            (self._table_row[slot], token)
+            for slot, each in zip(slots, tokens, strict=True)
+            if self._penalized[slot]
+            for token in each
+        ]
+        if used:
+            table, chosen = (self._send(np.array(column, np.int64)) for column in zip(*used, strict=True))
+            self._counts.index_put_((table, chosen), torch.ones_like(chosen, dtype=torch.int32), accumulate=True)
+
+    def _move_on(self, tokens: Tensor, rows: SampledRows) -> None:
+        self.next_index[rows.host_slots] += 1
         self.last_token.index_copy_(0, rows.slots, tokens)
         if rows.penalties is not None:
             table, chosen = rows.penalties.table, tokens
             if rows.penalties.rows is not None:
                 chosen = tokens.index_select(0, rows.penalties.rows)
             self._counts.index_put_((table, chosen), torch.ones_like(chosen, dtype=torch.int32), accumulate=True)
-        if rows.top_logprobs is None:
-            return tokens, None
-        return tokens, sampler.log_probabilities(raw, tokens, rows.top_logprobs)
 
-    def _choose(self, logits_RV: Tensor, rows: SampledRows) -> Tensor:
-        index = self.next_index[rows.host_slots]
-        self.next_index[rows.host_slots] += 1
+    def _choose(self, logits_RV: Tensor, rows: SampledRows, offset_R: np.ndarray | None) -> Tensor:
         random = rows.random
         if random is None:
             return logits_RV.argmax(dim=-1)
+        index = self.next_index[rows.host_slots]
+        if offset_R is not None:
+            index = index + offset_R
         uniform = sampler.uniform(self._seed[rows.host_slots], index)
         if random.rows is None:
             return sampler.draw(logits_RV, random, self._send(uniform))
@@ -201,17 +243,31 @@ class SamplingState:
         some_MV = torch.where(bits_MWB.flatten(1)[:, :width] != 0, some_MV, -torch.inf)
         return some_MV if rows is None else logits_RV.index_copy(0, rows, some_MV)
 
-    def _penalize(self, logits_RV: Tensor, penalties: Penalties) -> Tensor:
+    def _penalize(self, logits_RV: Tensor, penalties: Penalties, guesses: Guesses | None) -> Tensor:
         rows = penalties.rows
+        counts_RV = self._counts.index_select(0, penalties.table)
+        if guesses is not None:
+            self._count_guesses(counts_RV, guesses, penalties.host_rows)
         penalized = sampler.penalize(
             logits_RV if rows is None else logits_RV.index_select(0, rows),
-            self._counts.index_select(0, penalties.table),
+            counts_RV,
             self._in_prompt.index_select(0, penalties.table),
             penalties.repetition,
             penalties.presence,
             penalties.frequency,
         )
         return penalized if rows is None else logits_RV.index_copy(0, rows, penalized)
+
+    def _count_guesses(self, counts_RV: Tensor, guesses: Guesses, rows: np.ndarray) -> None:
+        """Counts the guesses before each of some rows as part of its answer."""
+        cells = [
+            (place, guesses.tokens_R[row - back])
+            for place, row in enumerate(rows)
+            for back in range(guesses.offset_R[row])
+        ]
+        if cells:
+            places, tokens = (self._send(np.array(column, np.int64)) for column in zip(*cells, strict=True))
+            counts_RV.index_put_((places, tokens), torch.ones_like(tokens, dtype=torch.int32), accumulate=True)
 
     # Describing a batch
 
@@ -258,6 +314,7 @@ class SamplingState:
         params = [self._params[slot] for slot in slots]
         return Penalties(
             subset,
+            penalized,
             self._send(self._table_row[slots]),
             self._send(np.array([p.repetition_penalty for p in params], np.float32)),
             self._send(np.array([p.presence_penalty for p in params], np.float32)),

@@ -9,7 +9,7 @@ when no launched step can still write to them.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,12 +29,14 @@ class Plan:
         step: goes to the runner.
         sequences: the step's rows.
         admitted: sequences that entered a slot in this step and whose sampling state must be set before it.
+        offsets: int64[S], with guesses in the step: how many of them the row follows; None: there are none.
     """
 
     number: int
     step: StepInput
     sequences: list[Sequence]
     admitted: list[Sequence]
+    offsets: np.ndarray | None = None
 
 
 class Scheduler:
@@ -95,13 +97,21 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
 
-    def schedule(self) -> Plan | None:
-        """The next step, or None if nothing can be computed before a step in flight is read (or at all)."""
+    def schedule(self, guesses: Mapping[Sequence, list[int]] | None = None) -> Plan | None:
+        """The next step, or None if nothing can be computed before a step in flight is read (or at all).
+
+        Args:
+            guesses: of how decoding sequences go on, each a row of its own that decodes; only with no step in flight.
+                A guess too many for the pages is left out. `checked` has to follow.
+        """
         rows = self._decode_rows()
         if rows is None:
             return None
         slots, sequences = rows
+        drafts = None if not guesses else [self._room_for(s, guesses.get(s, [])) for s in sequences]
         budget = self.max_num_batched_tokens - len(slots)
+        if drafts is not None:
+            budget -= sum(len(draft) for draft in drafts)
         chunks: list[tuple[Sequence, int]] = []
         for sequence in self.prefilling:
             length = self._chunk_length(sequence.computed, len(sequence.tokens), budget)
@@ -110,11 +120,15 @@ class Scheduler:
             chunks.append((sequence, length))
             budget -= length
         admitted: list[Sequence] = []
-        if budget and self.waiting and self._free_slots:
+        if budget > 0 and self.waiting and self._free_slots:
             self._admit(budget, chunks, admitted)
         if not sequences and not chunks:
             return None
-        return self._build(slots, sequences, chunks, admitted)
+        return self._build(slots, sequences, chunks, admitted, drafts)
+
+    def checked(self, sequence: Sequence) -> None:
+        """A step with guesses was read: a decoding sequence has the tokens that the host knows, and no more."""
+        self._length[sequence.slot] = len(sequence.tokens)
 
     def _chunk_length(self, computed: int, total: int, budget: int) -> int:
         """How many tokens of a prompt come next; 0 if the budget does not reach a place where it may be cut."""
@@ -177,6 +191,16 @@ class Scheduler:
                 continue
             for row in short:
                 self._hold(sequences[row], self.blocks.allocate(1) or [])
+
+    def _room_for(self, sequence: Sequence, guesses: list[int]) -> list[int]:
+        """As many of the guesses as there are pages for, without preempting anything."""
+        end = len(sequence.tokens) + len(guesses)
+        missing = -(-end // PAGE_SIZE) - len(sequence.pages)
+        if missing > 0:
+            if (pages := self.blocks.allocate(missing)) is None:
+                return guesses[: len(sequence.pages) * PAGE_SIZE - len(sequence.tokens)]
+            self._hold(sequence, pages)
+        return guesses
 
     def _preempt(self, sequence: Sequence) -> None:
         """Takes a sequence out and puts it first in line; it will compute prompt and answer so far again."""
@@ -280,6 +304,7 @@ class Scheduler:
         sequences: list[Sequence],
         chunks: list[tuple[Sequence, int]],
         admitted: list[Sequence],
+        drafts: list[list[int]] | None,
     ) -> Plan:
         self.launched += 1
         starts = self._length[slots] - 1
@@ -287,6 +312,15 @@ class Scheduler:
         lengths = np.ones(len(slots), np.int32)
         token_ids = np.full(len(slots), -1, np.int64)
         sample = np.ones(len(slots), bool)
+        offsets = None
+        if drafts is not None:
+            counts = np.array([1 + len(draft) for draft in drafts])
+            offsets = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+            slots, starts = np.repeat(slots, counts), np.repeat(starts, counts) + offsets.astype(np.int32)
+            lengths, sample = np.ones(len(slots), np.int32), np.ones(len(slots), bool)
+            known = [[sequence.tokens[-1], *draft] for sequence, draft in zip(sequences, drafts, strict=True)]
+            token_ids = np.array([token for row in known for token in row], np.int64)
+            sequences = [s for s, draft in zip(sequences, drafts, strict=True) for _ in range(1 + len(draft))]
         totals = starts + 1
         num_decodes = len(slots)
         if chunks:
@@ -302,6 +336,8 @@ class Scheduler:
             sequences = sequences + [s for s, _ in chunks]
             complete = [self._chunk_planned(s, length) for s, length in chunks]
             sample = np.concatenate((sample, np.array(complete, bool)))
+            if offsets is not None:
+                offsets = np.concatenate((offsets, np.zeros(len(chunks), np.int64)))
         elif sequences is self.decoding:
             sequences = list(sequences)
         width = -(-int((starts + lengths).max()) // PAGE_SIZE)
@@ -309,7 +345,7 @@ class Scheduler:
         table = self._table[slots, :width]
         budgets = self._budget[slots] if sequences[0].budget else None
         step = StepInput(slots, starts, lengths, token_ids, table, sample, num_decodes, totals, budgets)
-        return Plan(self.launched, step, sequences, admitted)
+        return Plan(self.launched, step, sequences, admitted, offsets)
 
     def _chunk_planned(self, sequence: Sequence, length: int) -> bool:
         """Books a prompt chunk; returns whether it completes the prompt."""

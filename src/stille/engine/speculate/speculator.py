@@ -1,0 +1,177 @@
+"""Which guesses to check next: asks what can be guessed, and what checking pays."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from stille.engine.speculate.history import LONGEST, History
+from stille.engine.speculate.policy import Calibration, Costs, choose
+
+if TYPE_CHECKING:
+    from stille.engine.sequence import Sequence as Answer
+
+MOST_SEQUENCES = 32
+"""Sequences beyond which guessing is not tried: a step of many costs by its rows, and the host has enough to do."""
+
+PAST_TOKENS = 100_000
+"""Tokens of past answers that are kept to guess from."""
+
+_LEAST_GAIN = 1.02
+_LONGEST_PAUSE = 128
+
+
+@dataclass(slots=True)
+class Draft:
+    """Guesses of how an answer goes on.
+
+    Attributes:
+        tokens: one after the other.
+        chances: probability that each is right, given that those before it are.
+        kinds: of the guesses, for calibration.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    chances: list[float] = field(default_factory=list)
+    kinds: list[Hashable] = field(default_factory=list)
+
+    @property
+    def expected(self) -> float:
+        """Guesses that are expected to survive."""
+        alive, total = 1.0, 0.0
+        for chance in self.chances:
+            alive *= chance
+            total += alive
+        return total
+
+    def cut(self, length: int) -> None:
+        """Keeps the first `length` guesses."""
+        del self.tokens[length:], self.chances[length:], self.kinds[length:]
+
+
+@dataclass(slots=True)
+class SpeculationStats:
+    """Guesses checked and kept, steps with guesses (rounds) and tokens that these gave."""
+
+    drafted: int = 0
+    accepted: int = 0
+    rounds: int = 0
+    tokens: int = 0
+
+
+class Speculator:
+    """Guesses for the sequences of one engine.
+
+    Sources: what a grammar leaves no choice about, and what followed the last tokens earlier, in the same prompt and
+    answer or in past answers. A grammar's guess is continued by the others. Of several, the one of which more guesses
+    are expected to survive is taken.
+
+    Args:
+        costs: of steps.
+        most: guesses of one sequence in one step.
+        patient: whether steps without guesses overlap with the host, so that trying to guess costs something.
+    """
+
+    def __init__(self, costs: Costs, most: int, patient: bool):
+        self.costs = costs
+        self.stats = SpeculationStats()
+        self._most = most
+        self._patient = patient
+        self._calibration = Calibration()
+        self._past = History(PAST_TOKENS)
+        self._own: dict[Answer, History] = {}
+        self._checking: dict[Answer, Draft] = {}
+        self._pause, self._wait = 0, 0
+
+    def due(self, sequences: int) -> bool:
+        """Whether to ask for guesses in the next step, in which so many sequences decode."""
+        if not 0 < sequences <= MOST_SEQUENCES:
+            return False
+        if self._wait:
+            self._wait -= 1
+            return False
+        return True
+
+    def propose(self, answers: Sequence[Answer], room: int) -> dict[Answer, list[int]]:
+        """Guesses to check in the next step; empty if a step without is expected to be as good.
+
+        Args:
+            answers: that decode in it, every token of them known.
+            room: guesses that the step can take.
+        """
+        drafts = [self._draft(answer) for answer in answers]
+        counts, gain = choose(len(answers), [draft.chances for draft in drafts], self.costs, room)
+        if gain < _LEAST_GAIN:
+            if self._patient:
+                self._pause = min(_LONGEST_PAUSE, 2 * self._pause + 1)
+                self._wait = self._pause
+            return {}
+        self._pause = 0
+        chosen = {}
+        for answer, draft, count in zip(answers, drafts, counts, strict=True):
+            if count:
+                draft.cut(count)
+                self._checking[answer] = draft
+                chosen[answer] = draft.tokens
+        return chosen
+
+    def checked(self, answer: Answer, taken: int) -> None:
+        """A step gave `taken` tokens of an answer: guesses that were right, and one more."""
+        draft = self._checking.pop(answer, None)
+        self.stats.tokens += taken
+        if draft is None:
+            return
+        self.stats.drafted += len(draft.tokens)
+        self.stats.accepted += taken - 1
+        for place, kind in enumerate(draft.kinds[:taken]):
+            self._calibration.observe(kind, place < taken - 1)
+
+    def ended(self, answer: Answer) -> None:
+        """An answer is complete; the next ones may resemble it."""
+        self._own.pop(answer, None)
+        self._checking.pop(answer, None)
+        if len(answer.tokens) > answer.num_prompt:
+            self._past.extend(answer.output_ids)
+
+    def _draft(self, answer: Answer) -> Draft:
+        most = min(self._most, answer.limit - len(answer.tokens) - 1)
+        draft = Draft()
+        if most <= 0:
+            return draft
+        own = self._own.get(answer)
+        if own is None:
+            own = self._own[answer] = History()
+        own.extend(answer.tokens[len(own) :])
+        if answer.matcher is not None:
+            for token in answer.matcher.forced()[:most]:
+                self._append(draft, token, ("forced",), 0.9)
+        suffix = answer.tokens[-LONGEST:] + draft.tokens
+        room = most - len(draft.tokens)
+        own_draft = self._follow("own", own, suffix, room)
+        past_draft = self._follow("past", self._past, suffix, room)
+        best = own_draft if own_draft.expected >= past_draft.expected else past_draft
+        draft.tokens += best.tokens
+        draft.chances += best.chances
+        draft.kinds += best.kinds
+        end = next((place for place, token in enumerate(draft.tokens) if token in answer.stop_ids), None)
+        if end is not None:  # nothing follows an end
+            draft.cut(end)
+        if answer.matcher is not None and draft.tokens:
+            draft.cut(answer.matcher.valid(draft.tokens))
+        return draft
+
+    def _follow(self, name: str, history: History, suffix: list[int], most: int) -> Draft:
+        draft = Draft()
+        if most <= 0:
+            return draft
+        tokens, shares, length = history.follow(suffix, most)
+        for token, share in zip(tokens, shares, strict=True):
+            length = min(LONGEST, length + 1)
+            self._append(draft, token, (name, length, int(4 * share)), share * (1 - 2 / (length + 2)))
+        return draft
+
+    def _append(self, draft: Draft, token: int, kind: Hashable, estimate: float) -> None:
+        draft.tokens.append(token)
+        draft.chances.append(self._calibration.chance(kind, estimate))
+        draft.kinds.append(kind)
