@@ -36,11 +36,13 @@ class RequestStream(AsyncIterator[OutputDelta]):
     Attributes:
         request_id: the request's id.
         prompt_ids: its prompt's tokens.
+        cached_tokens: how many of them were in the prefix cache; None until the first piece has come.
     """
 
     def __init__(self, owner: AsyncLLM, request_id: str, prompt_ids: list[int]):
         self.request_id = request_id
         self.prompt_ids = prompt_ids
+        self.cached_tokens: int | None = None
         self.loop = asyncio.get_running_loop()
         self._owner = owner
         self._pieces: deque[OutputDelta] = deque()
@@ -348,6 +350,8 @@ class AsyncLLM:
                 del self._streams[delta.request_id]
             stream = reference()
             if stream is not None:
+                if stream.cached_tokens is None:
+                    stream.cached_tokens = self._cached_tokens(delta)
                 batches.setdefault(stream.loop, []).append((stream, delta))
         for loop, batch in batches.items():
             try:
@@ -355,6 +359,12 @@ class AsyncLLM:
             except RuntimeError:  # that loop is closed: nobody waits there any more
                 for stream, _ in batch:
                     self.abort(stream.request_id)
+
+    def _cached_tokens(self, delta: OutputDelta) -> int | None:
+        request = None if self._core is None else self._core.requests.get(delta.request_id)
+        if delta.usage is not None:
+            return delta.usage.cached_tokens
+        return None if request is None else request.cached_tokens
 
     def _fail(self, error: Exception) -> None:
         with self._wake:

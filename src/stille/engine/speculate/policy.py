@@ -132,9 +132,7 @@ def _timed(run: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - begun
 
 
-def choose(
-    sequences: int, chances: Iterable[Sequence[float]], costs: Costs, most: int
-) -> tuple[list[int], float]:
+def choose(sequences: int, chances: Iterable[Sequence[float]], costs: Costs, most: int) -> tuple[list[int], float]:
     """How many guesses of each draft to check.
 
     The step with the most tokens per second wins. Guesses are added in order of the probability that they survive, so
@@ -167,5 +165,3 @@ def choose(
     for _, number in survivors[:best_count]:
         taken[number] += 1
     return taken, best
-
-
