@@ -53,7 +53,7 @@ class HashExecutor:
         self.device = torch.device("cpu")
         self.vocab_size = VOCAB
         self.num_pages = pages + 1
-        self.async_depth, self.experts, self.routing = 0, None, None
+        self.async_depth, self.experts, self.routing, self.drafter = 0, None, None, None
         self.memory = np.full((pages + 1, PAGE_SIZE), -1, np.int64)
         self.steps: list[StepInput] = []
 

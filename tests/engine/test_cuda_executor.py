@@ -12,6 +12,7 @@ from stille.engine.cuda_executor import CudaExecutor, padded_sizes
 from stille.engine.executor import StepInput
 from stille.errors import UnsupportedError
 from stille.model import StilleConfig, StilleForCausalLM
+from stille.model.draft import DraftConfig, DraftHead
 from stille.model.registry import FFN_KINDS
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -166,3 +167,44 @@ def test_half_precision_with_and_without_graphs(graphs):
     logits = executor.forward(step, torch.from_numpy(ids).to(DEVICE))
     expected = driver.expected[:, 0]
     assert (logits - expected).norm() / expected.norm() < 2e-2
+
+
+def test_rows_of_guesses_and_the_states_that_a_draft_head_reads():
+    """Successive positions of one sequence give the logits of each, and a head goes on from the last right one."""
+    model = make_model(num_hidden_layers=3)
+    head = DraftHead(DraftConfig.of(model.config, draft_vocab=40, inner_size=32, steps=3, feature_layers=(0, 2)))
+    head.attach(model, "tiny").initialize(model)
+    config = EngineConfig(
+        device=DEVICE, kv_cache_tokens=1600, dtype="fp32", max_num_seqs=5, max_num_batched_tokens=256, max_model_len=400
+    )
+    executor = CudaExecutor(model, config.resolve(model.config), head)
+    assert executor.drafter is not None
+    states = {}
+    for layer in (0, 2):
+        model.model.layers[layer].register_forward_hook(lambda m, i, o, at=layer: states.__setitem__(at, o))
+    tokens = np.random.default_rng(2).integers(0, 61, 80)
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(tokens[None]).to(DEVICE)).logits[0].float()
+    kept = {at: state[0] for at, state in states.items()}
+    table = np.arange(1, 3, dtype=np.int32)[None]
+    one, ids = np.ones(1, np.int32), torch.from_numpy(tokens).to(DEVICE)
+    executor.forward(StepInput(one, 0 * one, 60 * one, tokens[:60], table[:, :1], one > 0, 0), ids[:60])
+    place, rows = 60, 5  # crosses a page
+    many = np.ones(rows, np.int32)
+    starts = np.arange(place, place + rows, dtype=np.int32)
+    step = StepInput(many, starts, many, tokens[place : place + rows], table.repeat(rows, 0), many > 0, rows)
+    logits = executor.forward(step, ids[place : place + rows])
+    torch.testing.assert_close(logits, expected[place : place + rows], rtol=1e-3, atol=1e-3)
+    sampled = ids[place + 1 : place + rows + 1].clone()
+    sampled[2] += 1  # so the guess in row 3 was wrong
+    guesses, chances = executor.drafter.draft(
+        sampled, ids[place : place + rows], np.array([0], np.int32), np.array([rows - 1], np.int32)
+    )
+    with torch.inference_mode():
+        x = head.begin(head.features([kept[at][place + 2 : place + 3] for at in (0, 2)]))
+        token = sampled[2:3]
+        for guess, chance in zip(guesses[0], chances[0], strict=True):
+            x, wanted = head.advance(x, token)
+            token = head.draft_tokens_D[wanted.argmax(-1)]
+            assert guess == token[0]
+            assert float(chance) == pytest.approx(float(wanted.softmax(-1).max()), rel=1e-3)

@@ -16,9 +16,10 @@ from stille.engine.sampling_params import SamplingParams
 from stille.engine.speculate import Costs, History
 from stille.engine.speculate.history import LONGEST, PLACES, SHORTEST
 from stille.engine.speculate.policy import Calibration, CostCurve, choose
-from stille.errors import ConfigError
+from stille.errors import ConfigError, ModelNotFoundError, UnsupportedError
 from stille.kernels.hsa import HSAConfig
 from stille.model import LoadedModel, StilleConfig, StilleForCausalLM
+from stille.model.draft import DraftConfig, DraftHead
 
 EOS = 1
 PROMPT = list(range(3, 90))
@@ -93,7 +94,8 @@ def requests(before: int = 0) -> dict[str, tuple[list[int], SamplingParams]]:
 
 def said(results) -> dict[str, list]:
     return {
-        name: [(o.token_ids, o.text, o.finish_reason, o.stop_reason) for o in result.outputs] + [result.usage.completion_tokens]
+        name: [result.usage.completion_tokens]
+        + [(o.token_ids, o.text, o.finish_reason, o.stop_reason) for o in result.outputs]
         for name, result in results.items()
     }  # fmt: skip
 
@@ -111,7 +113,8 @@ def check_same(run, plain, guessing, rounds: int = 3, before: int = 0) -> None:
             for mine, theirs in zip(result.outputs, expected[name].outputs, strict=True):
                 assert (mine.logprobs is None) == (theirs.logprobs is None)
                 for a, b in zip(mine.logprobs or [], theirs.logprobs or [], strict=True):
-                    assert a.token_id == b.token_id and a.logprob == pytest.approx(b.logprob, abs=1e-4)
+                    assert a.token_id == b.token_id
+                    assert a.logprob == pytest.approx(b.logprob, abs=1e-4)
                     assert [t.token_id for t in a.top] == [t.token_id for t in b.top]
     stats = guessing.speculator.stats
     assert stats.accepted > 50, "or nothing was tested"
@@ -178,7 +181,8 @@ def test_aborted_in_the_middle_of_guesses_nothing_is_left(build):
         while core.has_work:
             core.step()
         core.blocks.check()
-        assert core.blocks.num_used == 0 and not core.speculator._own
+        assert core.blocks.num_used == 0
+        assert not core.speculator._own
     assert core.speculator.stats.accepted > 0
 
 
@@ -254,7 +258,8 @@ def test_history_follows_the_longest_agreement(text, cut, most):
 def test_history_forgets_the_oldest():
     history = History(capacity=100)
     history.extend(range(250))
-    assert len(history) == 100 and history.tokens[-1] == 249
+    assert len(history) == 100
+    assert history.tokens[-1] == 249
     assert history.follow([10, 11, 12], 3) == ([], [], 0)
     assert history.follow([200, 201, 202], 3)[0] == [203, 204, 205]
 
@@ -273,7 +278,8 @@ def test_the_choice_is_at_least_as_good_as_any_other_of_its_kind(chances, steps,
     seconds = [sum(steps[: i + 1]) for i in range(len(steps))]
     costs = Costs(CostCurve(sizes, seconds), CostCurve(sizes, [1.1 * s for s in seconds]))
     taken, gain = choose(len(chances), chances, costs, most)
-    assert sum(taken) <= most and all(n <= len(c) for n, c in zip(taken, chances, strict=True))
+    assert sum(taken) <= most
+    assert all(n <= len(c) for n, c in zip(taken, chances, strict=True))
 
     def rate(counts) -> float:
         rows, expected = len(chances), float(len(chances))
@@ -296,11 +302,13 @@ def test_the_choice_is_at_least_as_good_as_any_other_of_its_kind(chances, steps,
 
 def test_costs_follow_what_steps_take():
     curve = CostCurve((1, 2, 4), (1.0, 1.0, 2.0))
-    assert curve(3) == pytest.approx(1.5) and curve(8) == pytest.approx(4.0)
+    assert curve(3) == pytest.approx(1.5)
+    assert curve(8) == pytest.approx(4.0)
     for _ in range(200):
         curve.observe(3, 3.0)
     assert curve(3) == pytest.approx(3.0, rel=0.05)
-    assert curve(1) == pytest.approx(1.0) and curve(1) <= curve(2) <= curve(4)
+    assert curve(1) == pytest.approx(1.0)
+    assert curve(1) <= curve(2) <= curve(4)
     curve.observe(1, 1e9)  # one disturbed step
     assert curve(1) < 1.2
 
@@ -319,3 +327,67 @@ def test_costs_of_a_real_engine_are_measured(build):
     costs = Costs.measure(core.runner.executor, 9)
     assert costs.plain.rows == [1, 2, 3, 4, 6, 8]
     assert all(0 < a <= b for a, b in zip(costs.plain.seconds, costs.plain.seconds[1:], strict=False))
+
+
+# Draft heads
+
+
+@pytest.fixture(scope="module")
+def head_folder(tmp_path_factory):
+    """An untrained head of the tiny model: its guesses are mostly wrong, and sometimes right."""
+    torch.manual_seed(1)
+    model = StilleForCausalLM(StilleConfig(**SHAPE)).eval()
+    head = DraftHead(DraftConfig.of(model.config, draft_vocab=200, inner_size=48, steps=4), torch.arange(0, 200))
+    head.attach(model, "tiny").initialize(model)
+    folder = tmp_path_factory.mktemp("head") / "draft"
+    head.save(folder)
+    return folder
+
+
+def test_a_draft_head_changes_no_answer(build, run, head_folder):
+    guessing = build(draft=str(head_folder))
+    guessing.speculator._past.extend = lambda tokens: None  # the head alone
+    expected = run(build(max_draft_tokens=0), requests())
+    for _ in range(2):
+        assert said(run(guessing, requests())) == said(expected)
+    assert guessing.speculator.stats.drafted > 100
+    assert any(kind[0] == "head" for kind in guessing.speculator._calibration._seen)
+
+
+def test_the_head_goes_on_from_where_the_answer_stands(build, run, head_folder, tokenizer):
+    """Its guesses are those of the head over the states of a plain forward pass."""
+    core = build(draft=str(head_folder), max_num_seqs=4)
+    torch.manual_seed(1)
+    model = StilleForCausalLM(StilleConfig(**SHAPE)).eval()
+    head = DraftHead.load(head_folder, model)
+    heard = []
+    hear = core.speculator.hear
+    core.speculator.hear = lambda answer, tokens, chances: (
+        heard.append((list(answer.tokens), tokens, chances)), hear(answer, tokens, chances),
+    )  # fmt: skip
+    work = {f"{i}": (PROMPT[i : 30 + i], SamplingParams(temperature=0, max_tokens=20)) for i in range(3)}
+    for _ in range(2):
+        run(core, work)
+    assert len(heard) > 10
+    states = {}
+    for layer in head.config.feature_layers:
+        model.model.layers[layer].register_forward_hook(lambda m, i, o, at=layer: states.__setitem__(at, o))
+    for known, tokens, chances in heard:
+        with torch.inference_mode():
+            model(torch.tensor([known[:-1]]))
+            features = head.features([states[at][0, -1:] for at in head.config.feature_layers])
+            x, token = head.begin(features), torch.tensor([known[-1]])
+            for guess, chance in zip(tokens, chances, strict=True):
+                x, logits = head.advance(x, token)
+                best = logits.argmax(-1)
+                token = head.draft_tokens_D[best]
+                assert guess == int(token)
+                assert chance == pytest.approx(float(logits.softmax(-1)[0, best]), rel=1e-3)
+
+
+def test_a_head_that_is_not_there_or_not_of_use_is_named(build, head_folder):
+    with pytest.raises(ModelNotFoundError):
+        build(draft="/nowhere")
+    with pytest.raises(UnsupportedError, match="fp32"):
+        build(draft=str(head_folder), dtype="int4")
+    assert build(draft="none").runner.executor.drafter is None

@@ -12,6 +12,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 from stille.engine.build import Engine, build_engine
@@ -21,10 +22,14 @@ from stille.engine.executor import ExpertRange
 from stille.engine.outputs import OutputDelta
 from stille.engine.prompts import Prompts
 from stille.engine.sampling_params import SamplingParams
-from stille.engine.stats import EngineStats
+from stille.engine.stats import EngineStats, Load
 from stille.errors import EngineClosedError, EngineFailedError, InvalidRequestError
 
 logger = logging.getLogger(__name__)
+
+background: ContextVar[bool] = ContextVar("background", default=False)
+"""Set around requests that should only use what others leave: `AsyncLLM.load` counts them apart, so that who makes them
+can hold back. It changes nothing in how a request is served."""
 
 
 class RequestStream(AsyncIterator[OutputDelta]):
@@ -143,6 +148,7 @@ class AsyncLLM:
         self._aborts: deque[str] = deque()
         # Weak: a stream that its consumer has dropped must be able to notice (and abort).
         self._streams: dict[str, weakref.ref[RequestStream]] = {}
+        self._background: dict[str, int] = {}  # sequences of the unfinished requests that were made in the background
         self._state = "new"
         self._failure: Exception | None = None
         self._ids = itertools.count()
@@ -253,6 +259,8 @@ class AsyncLLM:
             core.check_queue(also_waiting=len(self._inbox))
             stream = RequestStream(self, request_id, prompt_ids)
             self._streams[request_id] = weakref.ref(stream)
+            if background.get():
+                self._background[request_id] = params.n
             self._inbox.append((request_id, prompt_ids, params, arrival))
             self._wake.notify()
         return stream
@@ -290,6 +298,25 @@ class AsyncLLM:
         with self._wake:
             stats = self._core.stats()
             return dataclasses.replace(stats, queue_depth=stats.queue_depth + len(self._inbox))
+
+    def load(self) -> Load:
+        """Who uses the slots now. The engine goes on meanwhile, so it may be off by what a step changes.
+
+        Raises:
+            EngineClosedError: not started.
+        """
+        if self._core is None:
+            raise EngineClosedError("the engine is not started")
+        with self._wake:
+            scheduler = self._core.scheduler
+            inbox = sum(params.n for _, _, params, _ in self._inbox)
+            waiting, behind = len(scheduler.waiting) + inbox, sum(self._background.values())
+            return Load(
+                slots=self._core.config.max_num_seqs or 0,
+                foreground=max(0, scheduler.num_running + waiting - behind),
+                background=behind,
+                waiting=waiting,
+            )
 
     def _ready_core(self) -> EngineCore:
         if self._state == "failed":
@@ -345,6 +372,8 @@ class AsyncLLM:
         """Hands pieces to their streams, with one call into each event loop."""
         batches: dict[asyncio.AbstractEventLoop, list[tuple[RequestStream, OutputDelta]]] = {}
         for delta in deltas:
+            if delta.finish_reason is not None and delta.request_id in self._background:
+                self._ended_in_background(delta.request_id)
             reference = self._streams[delta.request_id]
             if delta.usage is not None:
                 del self._streams[delta.request_id]
@@ -360,6 +389,12 @@ class AsyncLLM:
                 for stream, _ in batch:
                     self.abort(stream.request_id)
 
+    def _ended_in_background(self, request_id: str) -> None:
+        with self._wake:
+            self._background[request_id] -= 1
+            if not self._background[request_id]:
+                del self._background[request_id]
+
     def _cached_tokens(self, delta: OutputDelta) -> int | None:
         request = None if self._core is None else self._core.requests.get(delta.request_id)
         if delta.usage is not None:
@@ -373,6 +408,7 @@ class AsyncLLM:
             self._inbox.clear()
             streams = [stream for reference in self._streams.values() if (stream := reference()) is not None]
             self._streams.clear()
+            self._background.clear()
         for stream in streams:
             failure = EngineFailedError(f"the engine failed: {error!r}; restart it")
             failure.__cause__ = error

@@ -46,6 +46,8 @@ class EngineConfig:
         cuda_graphs: capture decode steps as CUDA graphs.
         max_draft_tokens: guesses of one sequence that a step may check (speculative decoding); 0 = never guess. It
             changes no answer, and is left alone where it would not make them faster.
+        draft: a draft head (`stille train draft`): a folder, or the name of a model that comes with one. auto = the
+            model's own if it has one, none = guess without. On a CPU only in fp32.
         async_depth: steps in flight before the first is read; None = the executor's own (0 on CPU, 1 on CUDA).
 
     Raises:
@@ -68,11 +70,14 @@ class EngineConfig:
     hsa: HSAConfig | None = None
     cuda_graphs: bool = True
     max_draft_tokens: int = 16
+    draft: str = "auto"
     async_depth: int | None = None
 
     def __post_init__(self) -> None:
         if not self.model or not isinstance(self.model, str):
             raise ConfigError(f"model must be a name, a folder or a .gguf file, got {self.model!r}")
+        if not self.draft or not isinstance(self.draft, str):
+            raise ConfigError(f"draft must be auto, none, a folder or the name of a model, got {self.draft!r}")
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("device", self.device, DEVICES)
         _one_of("attention", self.attention, ATTENTION)

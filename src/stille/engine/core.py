@@ -84,7 +84,12 @@ class EngineCore:
         self._decode_rows = min(config.max_decode_rows, max_num_batched_tokens)
         self.speculator: Speculator | None = None
         if config.max_draft_tokens:
-            self.speculator = Speculator(costs or Costs.unknown(), config.max_draft_tokens, patient=self._depth > 0)
+            self.speculator = Speculator(
+                costs or Costs.unknown(),
+                config.max_draft_tokens,
+                patient=self._depth > 0,
+                heads=0 if executor.drafter is None else executor.drafter.most,
+            )
         self._last_read: float | None = None
         self._order = itertools.count()
         self._seeds = np.random.default_rng(config.seed)
@@ -217,7 +222,7 @@ class EngineCore:
         elif self.scheduler.has_work:
             raise RuntimeError("the scheduler has work but can neither compute nor wait for any of it")
         if self.speculator is not None:
-            self._note_cost(self.speculator, plan, begun)
+            self._note_cost(self.speculator, plan, begun, guesses is not None)
         return deltas
 
     def _guess(self, deltas: list[OutputDelta]) -> dict[Sequence, list[int]] | None:
@@ -228,8 +233,11 @@ class EngineCore:
         self._read_all(deltas)
         return speculator.propose(decoding, self._decode_rows - len(decoding)) if decoding else None
 
-    def _note_cost(self, speculator: Speculator, plan: Plan | None, begun: float) -> None:
-        """Times of steps that only decode: with guesses from their beginning, without from one reading to the next."""
+    def _note_cost(self, speculator: Speculator, plan: Plan | None, begun: float, asked: bool) -> None:
+        """Times of steps that only decode: with guesses from their beginning, without from one reading to the next.
+
+        Where steps overlap, one that was asked for guesses and has none did not, and says nothing.
+        """
         now = time.perf_counter()
         if plan is None or not plan.step.is_decode:
             self._last_read = None
@@ -238,7 +246,7 @@ class EngineCore:
             self._last_read = None
         else:
             since = self._last_read if self._depth else begun
-            if since is not None and plan.step.num_seqs <= MOST_SEQUENCES:
+            if since is not None and not (asked and self._depth) and plan.step.num_seqs <= MOST_SEQUENCES:
                 speculator.costs.plain.observe(plan.step.num_seqs, now - since)
             self._last_read = now
 
@@ -254,7 +262,10 @@ class EngineCore:
             sampled = plan.step.sample
             ends = np.cumsum(plan.step.lengths) - 1
             guesses = Guesses(plan.offsets[sampled], plan.step.token_ids[ends[sampled]])
-        handle = self.runner.launch(plan.step, self._allowed(plan, guesses, deltas), guesses)
+        draft = False
+        if self.speculator is not None and plan.step.is_decode and plan.step.sample.all():
+            draft = self.speculator.goes_on(len(set(plan.step.slots.tolist())))
+        handle = self.runner.launch(plan.step, self._allowed(plan, guesses, deltas), guesses, draft)
         self._launched.append((plan, handle))
         self.metrics.steps += 1
         self.metrics.step_seqs.observe(plan.step.num_seqs)
@@ -283,7 +294,7 @@ class EngineCore:
             rows, matchers = zip(*going, strict=True)
             if guesses is None:
                 return AllowedTokens(np.array(rows), self.grammars.masks(matchers))
-            after = [(guesses.offset_R[row], guesses.tokens_R[row]) for row in rows]
+            after = [(int(guesses.offset_R[row]), int(guesses.tokens_R[row])) for row in rows]
             return AllowedTokens(np.array(rows), self.grammars.masks_after(matchers, after))
 
         return find
@@ -299,14 +310,19 @@ class EngineCore:
         now = time.perf_counter()
         if plan.offsets is not None:
             self._read_guessed(plan, output, now, deltas)
-            return
-        for row, (sequence, token) in enumerate(zip(_sampled(plan), output.token_ids, strict=True)):
-            if sequence.status is not Status.FINISHED:  # else: one token too many
-                deltas.append(self._take(sequence, token, row, output.logprobs, now))
+        else:
+            for row, (sequence, token) in enumerate(zip(_sampled(plan), output.token_ids, strict=True)):
+                if sequence.status is not Status.FINISHED:  # else: one token too many
+                    deltas.append(self._take(sequence, token, row, output.logprobs, now))
+        if output.drafts is not None and self.speculator is not None:
+            for sequence, tokens, chances in zip(dict.fromkeys(plan.sequences), *output.drafts, strict=True):
+                if sequence.status is Status.DECODE:
+                    self.speculator.hear(sequence, tokens, chances)
 
     def _read_guessed(self, plan: Plan, output: StepOutput, now: float, deltas: list[OutputDelta]) -> None:
         """Takes of each sequence the tokens up to the first that a guess was wrong about."""
-        assert plan.offsets is not None and self.speculator is not None
+        assert plan.offsets is not None
+        assert self.speculator is not None
         sampled = plan.step.sample
         ends = np.cumsum(plan.step.lengths) - 1
         inputs, offsets = plan.step.token_ids[ends[sampled]].tolist(), plan.offsets[sampled].tolist()

@@ -54,7 +54,7 @@ class CpuExecutor:
             raise UnsupportedError(f"the CPU kernels need numba (pip install 'stille[serve]'): {error}") from error
         shape, target = _shape(model, _BITS[config.dtype]), target or Target()
         self.device = torch.device("cpu")
-        self.vocab_size, self.async_depth = shape.vocab, 0
+        self.vocab_size, self.async_depth, self.drafter = shape.vocab, 0, None
         self.experts = ExpertRange.of(model.config)
         self.routing, self._budgets = None, None
         if shape.experts is not None:

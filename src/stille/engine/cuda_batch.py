@@ -70,6 +70,7 @@ class Batch:
         stride: a tensor where a captured graph must read it anew, else an integer.
         chunks: the prompt chunks that follow the decode rows, as far as they are attended in full.
         last_rows_S: last row of each sequence; None if every row is one.
+        together: decode rows of one sequence, successive positions, that are attended together.
         pdl: launch dependents early (CUDA only).
         sparse: what of the prompt chunks is attended sparsely.
         budgets_N: float32, mean number of experts of each token; None: the model has none.
@@ -83,6 +84,7 @@ class Batch:
     stride: Tensor | int
     chunks: Chunks | None = None
     last_rows_S: Tensor | None = None
+    together: int = 1
     pdl: bool = False
     sparse: list[SparseChunk] = field(default_factory=list)
     budgets_N: Tensor | None = None
@@ -101,7 +103,7 @@ def attend(cache: KVCache, batch: Batch, layer: int, q_NHD: Tensor, scale: float
     elif batch.decodes:
         decode_attention(
             q_NHD, keys, values, batch.table, batch.lengths_S, scale, sequences=batch.decodes,
-            table_stride=batch.stride, out=out_NHD, workspace=cache.workspace, pdl=batch.pdl,
+            together=batch.together, table_stride=batch.stride, out=out_NHD, workspace=cache.workspace, pdl=batch.pdl,
         )  # fmt: skip
     if batch.chunks is not None:
         chunks = batch.chunks
@@ -172,14 +174,14 @@ class DecodeInputs:
         staging.send(packed[:end], self._buffer)
         self.ids_B[:sequences].copy_(ids_S)
 
-    def batch(self, rows: int, pdl: bool) -> Batch:
+    def batch(self, rows: int, pdl: bool, together: int = 1) -> Batch:
         """The buffer as the metadata of a decode step of `rows`."""
         layout = self._layout(rows)
         view = {name: layout.view(self._buffer, name) for name in layout.spans}
         budgets = view["budgets"].view(torch.float32) if self._experts else None
         return Batch(
             view["positions"], view["slots"], rows, view["lengths"], view["table"], view["stride"], pdl=pdl,
-            budgets_N=budgets,
+            together=together, budgets_N=budgets,
         )  # fmt: skip
 
 

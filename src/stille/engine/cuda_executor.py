@@ -20,15 +20,18 @@ from stille.engine.config import PAGE_SIZE, EngineConfig, plan_pages
 from stille.engine.cuda_staging import Staging
 from stille.engine.executor import ExpertRange, StepInput, monitor_of
 from stille.engine.hsa import PromptRule
+from stille.engine.speculate.head import States
 from stille.errors import UnsupportedError
 from stille.kernels.hsa.config import TILE
 from stille.kernels.triton_support import IN_TRITON, interpreting, require_triton
 
 if TYPE_CHECKING:
     from stille.engine.cuda_batch import Batch
+    from stille.engine.cuda_draft import FusedDrafter
     from stille.engine.cuda_hsa import SparseCache
     from stille.kernels.hsa.paged import PageCodes
     from stille.model import StilleForCausalLM
+    from stille.model.draft import DraftHead
 
 logger = logging.getLogger(__name__)
 
@@ -49,19 +52,29 @@ class CudaExecutor:
     Args:
         model: on its device, in float32, bfloat16 or float16. Its projections are fused in place.
         config: resolved.
+        draft_head: guesses after each decode step; None: nothing does.
         pdl: programmatic dependent launch between the kernels of a decode step; None: where it pays.
 
     Raises:
         UnsupportedError: Triton is missing, or a dtype, device, head width or attention kind that has no kernels here.
     """
 
-    def __init__(self, model: StilleForCausalLM, config: EngineConfig, *, pdl: bool | None = None):
+    def __init__(
+        self,
+        model: StilleForCausalLM,
+        config: EngineConfig,
+        draft_head: DraftHead | None = None,
+        *,
+        pdl: bool | None = None,
+    ):
         shape: Any = model.config
         weight: Tensor = model.model.embed_tokens.weight.data
         self.device = weight.device
         _check(model, weight)
         from stille.engine.cuda_batch import DecodeInputs, KVCache
+        from stille.engine.cuda_draft import FusedDrafter
         from stille.engine.cuda_fused import FusedDecoder, is_dense
+        from stille.kernels.paged.triton_decode import ROWS_TOGETHER
 
         assert config.max_num_seqs, "config not resolved"
         assert config.max_model_len, "config not resolved"
@@ -84,7 +97,7 @@ class CudaExecutor:
         self._inputs = DecodeInputs(most, width, self.device, self.experts is not None)
         self._staging = Staging(self.device)
         self._logits_BV = torch.empty(most, self.vocab_size, dtype=torch.float32, device=self.device)
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
         self._use_graphs = config.cuda_graphs and self.device.type == "cuda"
         self._pool: Any = None
 
@@ -109,7 +122,17 @@ class CudaExecutor:
 
             self._cache.sparse = SparseCache(config.hsa, cache_shape, self.device, workspace)
             self._rule, self.codes = self._cache.sparse.rule, self._cache.sparse.codes
-        self._fused = FusedDecoder(model, self._cache, most, config.max_model_len) if is_dense(shape) else None
+        self.drafter: FusedDrafter | None = None
+        states = None if draft_head is None else States(draft_head, most, weight)
+        self._fused = None
+        if is_dense(shape):
+            self._fused = FusedDecoder(model, self._cache, most, config.max_model_len, states)
+        elif states is not None:
+            states.watch(model.model.layers)
+        if draft_head is not None and states is not None:
+            early = self._early_launch(1) if pdl is None else pdl
+            self.drafter = FusedDrafter(draft_head, states, self._use_graphs, early)
+        self._together = [n for n in ROWS_TOGETHER[1:] if config.max_draft_tokens and config.hsa is None and n <= most]
         if self._fused is None:
             model.model.rope_table()  # made now: a graph cannot capture it
             logger.info("a layer has no fused kernels: the model runs through its own modules")
@@ -126,6 +149,10 @@ class CudaExecutor:
             if self._use_graphs:
                 self._capture(rows)
                 logger.info("captured decode step of %d (%d of %d)", rows, done, len(self._sizes))
+        for rows in self._together if self._use_graphs else ():
+            self._capture(rows, rows)
+        if self.drafter is not None:
+            self.drafter.warmup()
         logger.info("kernels ready in %.1f s", time.perf_counter() - start)
 
     @torch.inference_mode()
@@ -135,15 +162,17 @@ class CudaExecutor:
         return self._prefill(step, ids_N)
 
     def _decode(self, step: StepInput, ids_S: Tensor) -> Tensor:
-        sequences = step.num_seqs
+        sequences, together = step.num_seqs, 1
         rows = next(size for size in self._sizes if size >= sequences)
+        if self._together and sequences > 1 and (step.slots == step.slots[0]).all():
+            rows = together = next((size for size in self._together if size >= sequences), 1)
         self._inputs.load(step, ids_S, rows, self._staging)
         if not self._use_graphs:
-            self._decode_rows(rows)
+            self._decode_rows(rows, together)
         else:
-            if rows not in self._graphs:
-                self._capture(rows)
-            self._graphs[rows].replay()
+            if (rows, together) not in self._graphs:
+                self._capture(rows, together)
+            self._graphs[rows, together].replay()
         return self._logits_BV[:sequences]
 
     def _prefill(self, step: StepInput, ids_N: Tensor) -> Tensor:
@@ -154,9 +183,9 @@ class CudaExecutor:
             return self._fused.prefill(ids_N, batch)
         return self._through_modules(ids_N, batch)
 
-    def _decode_rows(self, rows: int) -> None:
+    def _decode_rows(self, rows: int, together: int = 1) -> None:
         """One decode step of the inputs' first `rows`, eagerly or under capture."""
-        batch = self._inputs.batch(rows, self._early_launch(rows) if self._pdl is None else self._pdl)
+        batch = self._inputs.batch(rows, self._early_launch(rows) if self._pdl is None else self._pdl, together)
         ids_B, logits_BV = self._inputs.ids_B[:rows], self._logits_BV[:rows]
         if self._fused is not None:
             self._fused.decode(ids_B, batch, logits_BV)
@@ -203,7 +232,7 @@ class CudaExecutor:
             self._prefill(_blank_step((length,), start), ids_N)
             start = max(128 * sparse.config.leaf, 1 << start.bit_length())
 
-    def _capture(self, rows: int) -> None:
+    def _capture(self, rows: int, together: int = 1) -> None:
         """Record the decode step of `rows` rows.
 
         The rehearsal compiles kernels and may compute a real step; doing that twice writes the same values twice.
@@ -211,13 +240,13 @@ class CudaExecutor:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            self._decode_rows(rows)
+            self._decode_rows(rows, together)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            self._decode_rows(rows)
+            self._decode_rows(rows, together)
         self._pool = graph.pool()
-        self._graphs[rows] = graph
+        self._graphs[rows, together] = graph
 
 
 def _check(model: StilleForCausalLM, weight: Tensor) -> None:

@@ -19,6 +19,7 @@ from stille.kernels.fused.configs import FUSED_ROWS
 from stille.kernels.paged.triton_write import write_kv
 
 if TYPE_CHECKING:
+    from stille.engine.speculate.head import States
     from stille.model import StilleForCausalLM
 
 
@@ -70,9 +71,10 @@ class FusedDecoder:
         cache: of the engine.
         rows: most rows of a decode step (padded).
         length: positions to prepare RoPE for.
+        states: of decode steps, to be kept for a draft head.
     """
 
-    def __init__(self, model: StilleForCausalLM, cache: KVCache, rows: int, length: int):
+    def __init__(self, model: StilleForCausalLM, cache: KVCache, rows: int, length: int, states: States | None = None):
         config: Any = model.config
         self.cache = cache
         self.eps = float(config.rms_norm_eps)
@@ -110,23 +112,28 @@ class FusedDecoder:
         self._q = torch.empty(rows, self.heads, self.head_dim, **like)
         self._o = torch.empty(rows, self.heads, self.head_dim, **like)
         self._inner = torch.empty(rows, inner, **like)
+        # After these layers the residual stream goes on in another buffer, and stays in the one before for whoever
+        # reads it there. The last layer's state is left in one in any case.
+        self._kept = {} if states is None else dict(zip(states.layers, states.parts, strict=True))
 
     def decode(self, ids_B: Tensor, batch: Batch, logits_BV: Tensor) -> None:
         """One token of each of B sequences, into `logits_BV` (fp32); allocates nothing."""
         rows, pdl, eps = ids_B.shape[0], batch.pdl, self.eps
         x, q, o, inner = self._x[:rows], self._q[:rows], self._o[:rows], self._inner[:rows]
         torch.index_select(self.embedding, 0, ids_B, out=x)
+        stream = x
         for index, layer in enumerate(self.layers):
             triton_linear.qkv(
-                x, layer.qkv, layer.qkv_bias, layer.input_norm, eps, self.cache.keys[index], self.cache.values[index],
-                batch.slots_N, batch.positions_N, self.cos_TD, self.sin_TD, q, q_norm_D=layer.q_norm,
-                k_norm_D=layer.k_norm, pdl=pdl,
+                stream, layer.qkv, layer.qkv_bias, layer.input_norm, eps, self.cache.keys[index],
+                self.cache.values[index], batch.slots_N, batch.positions_N, self.cos_TD, self.sin_TD, q,
+                q_norm_D=layer.q_norm, k_norm_D=layer.k_norm, pdl=pdl,
             )  # fmt: skip
             attend(self.cache, batch, index, q, self.scale, o)
-            triton_linear.linear(o.flatten(1), layer.o, layer.o_bias, residual_MF=x, pdl=pdl)
+            triton_linear.linear(o.flatten(1), layer.o, layer.o_bias, residual_MF=stream, out=x, pdl=pdl)
             triton_linear.gate_up(x, layer.gate_up, layer.post_norm, eps, out=inner, pdl=pdl)
-            triton_linear.linear(inner, layer.down, residual_MF=x, pdl=pdl)
-        triton_linear.linear(x, self.head, norm_K=self.norm, eps=eps, out=logits_BV, pdl=pdl)
+            stream = self._kept[index][:rows] if index in self._kept else x
+            triton_linear.linear(inner, layer.down, residual_MF=x, out=stream, pdl=pdl)
+        triton_linear.linear(stream, self.head, norm_K=self.norm, eps=eps, out=logits_BV, pdl=pdl)
 
     def prefill(self, ids_N: Tensor, batch: Batch) -> Tensor:
         """Steps of any composition; returns logits_SV (fp32) of each sequence's last row."""

@@ -20,7 +20,9 @@ from stille.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from stille.engine.routing_stats import RoutingMonitor
+    from stille.engine.speculate.head import Drafter
     from stille.model import StilleForCausalLM
+    from stille.model.draft import DraftHead
 
 logger = logging.getLogger(__name__)
 
@@ -123,6 +125,7 @@ class Executor(Protocol):
         async_depth: 0 if `forward` finishes before it returns, 1 if it only enqueues work on the device's stream.
         experts: budgets that steps may ask for; None: the model has no experts.
         routing: what its gates did; None: the model has no experts.
+        drafter: guesses after a decode step; None: nothing does.
     """
 
     experts: ExpertRange | None
@@ -131,6 +134,9 @@ class Executor(Protocol):
     vocab_size: int
     num_pages: int
     async_depth: int
+
+    @property
+    def drafter(self) -> Drafter | None: ...
 
     def forward(self, step: StepInput, ids_N: Tensor) -> Tensor:
         """Computes the step: writes K and V of all N tokens, returns the last row's logits of each sequence.
@@ -150,21 +156,27 @@ class Executor(Protocol):
         ...
 
 
-def make_executor(model: StilleForCausalLM, config: EngineConfig) -> Executor:
+def make_executor(model: StilleForCausalLM, config: EngineConfig, draft_head: DraftHead | None = None) -> Executor:
     """The fastest executor for a resolved config: Triton and graphs on CUDA, packed kernels on CPU, torch otherwise.
+
+    Args:
+        model, config: resolved.
+        draft_head: attached to the model. The packed kernels have no use for it.
 
     Raises:
         UnsupportedError: this model cannot run in the dtype asked for.
     """
-    if config.device == "cuda" and config.dtype in ("bf16", "fp16"):
-        from stille.engine.cuda_executor import CudaExecutor as Fast
-    elif config.device == "cpu" and config.dtype in ("int8", "int4"):
-        from stille.engine.cpu_executor import CpuExecutor as Fast
-    else:
-        from stille.engine.torch_executor import TorchExecutor
-
-        return TorchExecutor(model, config)
     try:
-        return Fast(model, config)
+        if config.device == "cuda" and config.dtype in ("bf16", "fp16"):
+            from stille.engine.cuda_executor import CudaExecutor
+
+            return CudaExecutor(model, config, draft_head)
+        if config.device == "cpu" and config.dtype in ("int8", "int4"):
+            from stille.engine.cpu_executor import CpuExecutor
+
+            return CpuExecutor(model, config)
     except UnsupportedError as error:
         raise UnsupportedError(f"{error}; dtype 'fp32' runs every model") from error
+    from stille.engine.torch_executor import TorchExecutor
+
+    return TorchExecutor(model, config, draft_head)

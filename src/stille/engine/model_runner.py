@@ -30,30 +30,40 @@ class Logprobs:
 
 @dataclass(slots=True)
 class StepOutput:
-    """Tokens of the step's rows with `sample` set, in order; `logprobs` if one of them wants some."""
+    """Tokens of the step's rows with `sample` set, in order; `logprobs` if one of them wants some; `drafts` if a draft
+    head went on from the step: its guesses and their probabilities, [sequences, T] each."""
 
     token_ids: list[int]
     logprobs: Logprobs | None
+    drafts: tuple[list[list[int]], list[list[float]]] | None = None
 
 
 class StepHandle:
     """A launched step. `result` waits for it."""
 
-    def __init__(self, tokens: Tensor | None, logprobs: tuple[Tensor, Tensor, Tensor] | None, device: torch.device):
-        self._tensors = ([] if tokens is None else [tokens]) + list(logprobs or ())
+    def __init__(
+        self,
+        tokens: Tensor | None,
+        logprobs: tuple[Tensor, Tensor, Tensor] | None,
+        device: torch.device,
+        drafts: tuple[Tensor, Tensor] | None = None,
+    ):
+        self._parts = [[] if tokens is None else [tokens], list(logprobs or ()), list(drafts or ())]
         self._event: torch.cuda.Event | None = None
         if device.type == "cuda":
-            self._tensors = [_to_pinned(tensor) for tensor in self._tensors]
+            self._parts = [[_to_pinned(tensor) for tensor in part] for part in self._parts]
             self._event = torch.cuda.Event()
             self._event.record()
 
     def result(self) -> StepOutput:
         if self._event is not None:
             self._event.synchronize()
-        if not self._tensors:
-            return StepOutput([], None)
-        tokens, *rest = self._tensors
-        return StepOutput(tokens.tolist(), Logprobs(*(t.numpy() for t in rest)) if rest else None)
+        tokens, logprobs, drafts = self._parts
+        return StepOutput(
+            tokens[0].tolist() if tokens else [],
+            Logprobs(*(tensor.numpy() for tensor in logprobs)) if logprobs else None,
+            (drafts[0].tolist(), drafts[1].tolist()) if drafts else None,
+        )
 
 
 class ModelRunner:
@@ -81,19 +91,28 @@ class ModelRunner:
         step: StepInput,
         allowed: Callable[[], AllowedTokens | None] | None = None,
         guesses: Guesses | None = None,
+        draft: bool = False,
     ) -> StepHandle:
         """Computes or enqueues the step and the sampling of its complete rows.
 
         Args:
             allowed: says which tokens grammars leave; called when the step is on its way, before the sampling.
             guesses: in the step. `accept` has to follow, once it is known how many were right.
+            draft: whether the executor's draft head goes on from it; only if every row decodes and is sampled.
         """
         rows = self.state.rows_of(step.slots, step.sample)
-        logits_SV = self.executor.forward(step, self._input_ids(step, None if rows is None else rows.slots))
+        ids_N = self._input_ids(step, None if rows is None else rows.slots)
+        logits_SV = self.executor.forward(step, ids_N)
         if rows is None:
             return StepHandle(None, None, self.device)
         left = None if allowed is None else allowed()
-        return StepHandle(*self.state.sample(logits_SV, rows, left, guesses), self.device)
+        tokens_R, logprobs = self.state.sample(logits_SV, rows, left, guesses)
+        drafts = None
+        if draft and self.executor.drafter is not None:
+            first = np.flatnonzero(np.diff(step.slots, prepend=-1)).astype(np.int32)
+            count = np.diff(first, append=step.num_seqs).astype(np.int32) - 1
+            drafts = self.executor.drafter.draft(tokens_R, ids_N, first, count)
+        return StepHandle(tokens_R, logprobs, self.device, drafts)
 
     @torch.inference_mode()
     def accept(self, slots: Seq[int], tokens: Seq[Seq[int]]) -> None:

@@ -69,6 +69,23 @@ class Metrics:
 
 
 @dataclass(slots=True, frozen=True)
+class Load:
+    """Unfinished sequences, and how many slots there are for them.
+
+    Attributes:
+        slots: sequences that may run together (max_num_seqs).
+        foreground: of requests that were made in the ordinary way; background: of those made with
+            `stille.engine.async_llm.background` set.
+        waiting: of both kinds, without a slot.
+    """
+
+    slots: int
+    foreground: int
+    background: int
+    waiting: int
+
+
+@dataclass(slots=True, frozen=True)
 class EngineStats:
     """A snapshot.
 

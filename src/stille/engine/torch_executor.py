@@ -20,11 +20,13 @@ from stille.engine.config import PAGE_SIZE, EngineConfig, plan_pages
 from stille.engine.executor import ExpertRange, StepInput, monitor_of
 from stille.engine.hsa import PromptRule, Segment
 from stille.engine.sampling_state import to_device
+from stille.engine.speculate.head import States, TorchDrafter
 from stille.kernels.hsa import HSAConfig, paged_reference, reference, signatures
 from stille.kernels.hsa.paged import PageCodes
 
 if TYPE_CHECKING:
     from stille.model import StilleForCausalLM
+    from stille.model.draft import DraftHead
 
 
 class TorchExecutor:
@@ -33,9 +35,10 @@ class TorchExecutor:
     Args:
         model: on its device and in its dtype already; used as it is.
         config: resolved; sizes the cache.
+        draft_head: guesses after each decode step; None: nothing does.
     """
 
-    def __init__(self, model: StilleForCausalLM, config: EngineConfig):
+    def __init__(self, model: StilleForCausalLM, config: EngineConfig, draft_head: DraftHead | None = None):
         shape = model.config
         weight = model.model.embed_tokens.weight
         self.model = model.eval()
@@ -58,6 +61,11 @@ class TorchExecutor:
         self.rule = None if config.hsa is None else PromptRule.of(config.hsa)
         self.codes = None if config.hsa is None else PageCodes.allocate(cache, config.hsa, self.device)
         model.model.rope_table(config.max_model_len)
+        self.drafter: TorchDrafter | None = None
+        if draft_head is not None:
+            states = States(draft_head, config.max_decode_rows, weight)
+            states.watch(model.model.layers)
+            self.drafter = TorchDrafter(draft_head, states)
 
     def warmup(self) -> None:
         """Nothing to prepare."""

@@ -80,9 +80,20 @@ def test_linear_adds_to_the_residual_in_place(dtype, rows):
     check(got, expected, dtype)
 
 
-@pytest.mark.parametrize("config", [LinearConfig(1, 4, 32), LinearConfig(1, 8, 256), LinearConfig(16, 32, 32)], ids=str)
+@pytest.mark.parametrize(
+    "config",
+    [
+        LinearConfig(1, 4, 32),
+        LinearConfig(1, 8, 256),
+        LinearConfig(2, 4, 32),
+        LinearConfig(4, 8, 256),
+        LinearConfig(16, 32, 32),
+        LinearConfig(16, 16, 256),
+    ],
+    ids=str,
+)
 def test_tiles_do_not_change_the_result(config):
-    x, w, norm = randn(1, 100), randn(37, 100), randn(100)
+    x, w, norm = randn(3, 100), randn(37, 100), randn(100)
     got = triton_linear.linear(x, w, norm_K=norm, eps=1e-5, config=config)
     check(got, reference.linear(x, w, norm_K=norm, eps=1e-5), torch.float32)
 
@@ -137,11 +148,12 @@ def test_qkv_equals_projection_then_write(head_dim, qk_norm, rows, bias):
         torch.testing.assert_close(got_page, expected_page, rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 16, 32, 64, 128, 256])
+@pytest.mark.parametrize("rows", [1, 2, 4, 8, 16, 32, 64, 128, 256])
 @pytest.mark.parametrize(("columns", "inputs"), [(576, 1536), (49152, 576), (4096, 14336)])
 @pytest.mark.parametrize("itemsize", [2, 4])
 def test_tiles_fit_the_shared_memory_of_a_gpu(rows, columns, inputs, itemsize):
     config = linear_config(rows, columns, inputs, itemsize)
-    assert config.uses_dot == (rows > 1)
+    assert config.uses_dot == (config.m >= 16)
+    assert rows <= 8 or config.uses_dot
     if config.uses_dot:
         assert (config.m + config.n) * config.k * itemsize * config.stages <= 227 * 1024

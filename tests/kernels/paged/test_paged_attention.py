@@ -100,6 +100,31 @@ def test_splitting_a_sequence_does_not_change_its_attention(splits, min_tiles, b
     assert (workspace.ticket == 0).all()
 
 
+@pytest.mark.parametrize("together", [2, 4, 8])
+@pytest.mark.parametrize("splits", [1, 4])
+@pytest.mark.parametrize(("kv_heads", "group"), [(2, 3), (1, 1)])
+def test_rows_of_one_sequence_together_are_attended_as_alone(together, splits, kv_heads, group):
+    from stille.kernels.paged.triton_decode import DecodeConfig, DecodeWorkspace, decode_attention
+
+    ends = [together, PAGE + 3, 3 * PAGE - 1]  # tokens once all rows are in; the second crosses a page
+    cache = Cache(ends, kv_heads, 64, torch.float32)
+    lengths = [end - together + 1 + row for end in ends for row in range(together)]
+    lengths[-1] = 0  # padding
+    table = cache.table_device.repeat_interleave(together, 0)
+    q = torch.randn(len(lengths), kv_heads * group, 64, device=DEVICE)
+    expected = reference.decode_attention(q, cache.k_pages, cache.v_pages, table, device_ints(lengths), 0.125)
+    config = DecodeConfig(splits, 1, 32)
+    workspace = DecodeWorkspace(len(lengths), kv_heads * group, kv_heads, 64, q.dtype, q.device, config)
+    for _ in range(2):
+        got = decode_attention(
+            q, cache.k_pages, cache.v_pages, table, device_ints(lengths), 0.125, together=together,
+            out=torch.full_like(q, float("nan")), workspace=workspace, config=config,
+        )  # fmt: skip
+        assert relative_error(got, expected) < 2e-5
+        assert (got[-1] == 0).all()
+    assert (workspace.ticket == 0).all()
+
+
 def test_decode_reads_rows_and_table_width_from_the_device():
     """What a captured graph relies on: only tensors change between replays."""
     from stille.kernels.paged.triton_decode import decode_attention

@@ -63,21 +63,24 @@ class SpeculationStats:
 class Speculator:
     """Guesses for the sequences of one engine.
 
-    Sources: what a grammar leaves no choice about, and what followed the last tokens earlier, in the same prompt and
-    answer or in past answers. A grammar's guess is continued by the others. Of several, the one of which more guesses
-    are expected to survive is taken.
+    Sources: what a grammar leaves no choice about; what followed the last tokens earlier, in the same prompt and answer
+    or in past answers; and a draft head, if there is one. A grammar's guess is continued by what followed earlier. Of
+    several, the one of which more guesses are expected to survive is taken.
 
     Args:
         costs: of steps.
         most: guesses of one sequence in one step.
         patient: whether steps without guesses overlap with the host, so that trying to guess costs something.
+        heads: sequences that a draft head can guess for at once; 0: there is none.
     """
 
-    def __init__(self, costs: Costs, most: int, patient: bool):
+    def __init__(self, costs: Costs, most: int, patient: bool, heads: int = 0):
         self.costs = costs
         self.stats = SpeculationStats()
         self._most = most
         self._patient = patient
+        self._heads = heads
+        self._head: dict[Answer, tuple[int, list[int], list[float]]] = {}  # tokens then, guesses, probabilities
         self._calibration = Calibration()
         self._past = History(PAST_TOKENS)
         self._own: dict[Answer, History] = {}
@@ -101,8 +104,12 @@ class Speculator:
             room: guesses that the step can take.
         """
         drafts = [self._draft(answer) for answer in answers]
+        guessed = len(self._head)
+        self._head.clear()
         counts, gain = choose(len(answers), [draft.chances for draft in drafts], self.costs, room)
         if gain < _LEAST_GAIN:
+            if len(answers) <= self._heads and not guessed:
+                return {}  # the head goes on from this step, then there is more to choose from
             if self._patient:
                 self._pause = min(_LONGEST_PAUSE, 2 * self._pause + 1)
                 self._wait = self._pause
@@ -115,6 +122,14 @@ class Speculator:
                 self._checking[answer] = draft
                 chosen[answer] = draft.tokens
         return chosen
+
+    def goes_on(self, sequences: int) -> bool:
+        """Whether the draft head should go on from a step in which so many sequences decode."""
+        return not self._wait and 0 < sequences <= self._heads
+
+    def hear(self, answer: Answer, tokens: list[int], chances: list[float]) -> None:
+        """What the draft head guesses to follow an answer's last token, and how sure it is."""
+        self._head[answer] = (len(answer.tokens), tokens, chances)
 
     def checked(self, answer: Answer, taken: int) -> None:
         """A step gave `taken` tokens of an answer: guesses that were right, and one more."""
@@ -131,6 +146,7 @@ class Speculator:
         """An answer is complete; the next ones may resemble it."""
         self._own.pop(answer, None)
         self._checking.pop(answer, None)
+        self._head.pop(answer, None)
         if len(answer.tokens) > answer.num_prompt:
             self._past.extend(answer.output_ids)
 
@@ -154,6 +170,13 @@ class Speculator:
         draft.tokens += best.tokens
         draft.chances += best.chances
         draft.kinds += best.kinds
+        known, tokens, chances = self._head.get(answer, (0, [], []))
+        if known == len(answer.tokens):
+            head = Draft()
+            for place, (token, chance) in enumerate(zip(tokens[:most], chances, strict=False)):
+                self._append(head, token, ("head", place, int(10 * chance)), chance)
+            if head.expected > draft.expected:
+                draft = head
         end = next((place for place, token in enumerate(draft.tokens) if token in answer.stop_ids), None)
         if end is not None:  # nothing follows an end
             draft.cut(end)

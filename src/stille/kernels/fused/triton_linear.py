@@ -11,6 +11,7 @@ Shapes: M rows, K inputs, F outputs.
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
 # pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportIndexIssue=false
+# pyright: reportAssignmentType=false
 # Triton's language is Python in looks only; its types are beyond the checker.
 
 import torch
@@ -47,6 +48,13 @@ def project(
     square = tl.zeros([BLOCK_M], tl.float32)
     if USE_DOT:
         if PDL:
+            # The weights do not depend on the launch before: they are fetched into the L2 cache until it has ended.
+            LINES: tl.constexpr = 16 if K <= 1024 else 32 if K <= 2048 else 64
+            line = tl.minimum(tl.arange(0, LINES) * 64, K - 1)  # 128 bytes of half precision
+            at = w_ptr + tl.where(column_mask, columns, 0).to(tl.int64)[:, None] * K + line[None, :]
+            tl.inline_asm_elementwise(
+                "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [at.to(tl.int64)], tl.int32, is_pure=False, pack=1
+            )
             tl.extra.cuda.gdc_wait()
             tl.extra.cuda.gdc_launch_dependents()
         x_at = x_ptr + rows.to(tl.int64)[:, None] * K
@@ -74,6 +82,30 @@ def project(
                     x = (wide * weight[None, :]).to(x.dtype)
             acc = tl.dot(x, tl.trans(w), acc, input_precision="ieee")
         if HAS_NORM and not NORM_FIRST:
+            acc = acc * (1.0 / tl.sqrt(square / K + eps))[:, None]
+    elif BLOCK_M > 1:
+        # A few rows: the weights stay in registers while the rows pass by.
+        acc = tl.zeros([BLOCK_M, BLOCK_F], tl.float32)
+        place = tl.arange(0, BLOCK_M)
+        first = tl.min(rows, axis=0)
+        valid = tl.sum(row_mask.to(tl.int32), axis=0)
+        for k0 in tl.static_range(0, K, BLOCK_K):
+            k = k0 + tl.arange(0, BLOCK_K)
+            k_mask = k < K
+            w = tl.load(w_at + k[None, :], mask=column_mask[:, None] & k_mask[None, :], other=0.0).to(tl.float32)
+            if HAS_NORM:
+                weight = tl.load(norm_ptr + k, mask=k_mask, other=0.0).to(tl.float32)
+            if PDL and k0 == 0:
+                tl.extra.cuda.gdc_wait()
+                tl.extra.cuda.gdc_launch_dependents()
+            for m in tl.static_range(BLOCK_M):
+                x_row = x_ptr + (first + m).to(tl.int64) * K
+                x = tl.load(x_row + k, mask=k < tl.where(valid > m, K, 0), other=0.0).to(tl.float32)
+                if HAS_NORM:
+                    square += tl.where(place == m, tl.sum(x * x, axis=0), 0.0)
+                    x = x * weight
+                acc += tl.where((place == m)[:, None], tl.sum(w * x[None, :], axis=1)[None, :], 0.0)
+        if HAS_NORM:
             acc = acc * (1.0 / tl.sqrt(square / K + eps))[:, None]
     else:
         # One row. The weights do not depend on the launch before, so their load may start before it has ended.
@@ -244,9 +276,9 @@ def linear(
     config: LinearConfig | None = None,
     pdl: bool = False,
 ) -> Tensor:
-    """See `reference.linear`. x, weight, residual and out must be contiguous."""
+    """See `reference.linear`. x, weight, residual and out must be contiguous; without `out` the residual is changed."""
     (m, k), f = x_MK.shape, weight_FK.shape[0]
-    if residual_MF is not None:
+    if out is None and residual_MF is not None:
         out = residual_MF
     elif out is None:
         out = x_MK.new_empty(m, f, dtype=out_dtype or x_MK.dtype)
