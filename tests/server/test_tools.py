@@ -148,7 +148,7 @@ def prompted(idle, monkeypatch):
 
     def begin(text):
         ids = idle.engine.tokenizer.encode(text)
-        fill, consume = Matcher.fill, Matcher.consume
+        fill, consume, back = Matcher.fill, Matcher.consume, Matcher.back
         place = {"at": 0}
 
         def forced_fill(self, mask):
@@ -164,7 +164,12 @@ def prompted(idle, monkeypatch):
             return consume(self, token)
 
         monkeypatch.setattr(Matcher, "fill", forced_fill)
+        def counted_back(self, count):
+            place["at"] -= count
+            back(self, count)
+
         monkeypatch.setattr(Matcher, "consume", counted)
+        monkeypatch.setattr(Matcher, "back", counted_back)
 
     return begin
 

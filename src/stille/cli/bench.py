@@ -33,6 +33,8 @@ def command(
     threads: options.Threads = None,
     attention: options.Attention = "full",
     hsa_budget: options.HsaBudget = None,
+    max_draft_tokens: options.MaxDraftTokens = None,
+    draft: options.Draft = None,
 ) -> None:
     """Measure prefill, decode and time to the first token of this machine's engine."""
     from stille.cli import measure
@@ -48,6 +50,8 @@ def command(
         threads=threads,
         attention=attention,
         hsa_budget=hsa_budget,
+        max_draft_tokens=max_draft_tokens,
+        draft=draft,
         max_num_seqs=max(sizes),
         max_model_len=length,
         kv_cache_tokens=max(sizes) * (length + 64),

@@ -38,6 +38,8 @@ def command(
     threads: options.Threads = None,
     attention: options.Attention = "full",
     hsa_budget: options.HsaBudget = None,
+    max_draft_tokens: options.MaxDraftTokens = None,
+    draft: options.Draft = None,
 ) -> None:
     """Chat with a model: streaming, with history. Type /help inside for its commands.
 
@@ -62,6 +64,8 @@ def command(
                 max_num_seqs=1,
                 attention=attention,
                 hsa_budget=hsa_budget,
+                max_draft_tokens=max_draft_tokens,
+                draft=draft,
             )
             session = stack.enter_context(open_session(config, quiet=not sys.stderr.isatty()))
             backend = LocalBackend(session)

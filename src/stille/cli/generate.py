@@ -54,6 +54,8 @@ def command(
     threads: options.Threads = None,
     attention: options.Attention = "full",
     hsa_budget: options.HsaBudget = None,
+    max_draft_tokens: options.MaxDraftTokens = None,
+    draft: options.Draft = None,
 ) -> None:
     """Generate text for one prompt or for a file of prompts. Greedy unless told otherwise."""
     from stille.cli import batch
@@ -103,6 +105,8 @@ def command(
         threads=threads,
         attention=attention,
         hsa_budget=hsa_budget,
+        max_draft_tokens=max_draft_tokens,
+        draft=draft,
     )
     with contextlib.ExitStack() as stack:
         quiet = not sys.stderr.isatty()

@@ -77,6 +77,27 @@ HsaBudget = Annotated[
         show_default=False,
     ),
 ]
+MaxDraftTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-draft-tokens",
+        min=0,
+        max=64,
+        help="Guesses that a step may check for one sequence (speculative decoding); 0: none. Answers stay the same. "
+        "Default: 16.",
+        rich_help_panel=ENGINE,
+        show_default=False,
+    ),
+]
+Draft = Annotated[
+    str | None,
+    typer.Option(
+        "--draft",
+        help="Draft head (stille train draft): folder or name; auto: the model's own, none: guess without.",
+        rich_help_panel=ENGINE,
+        show_default="auto",
+    ),
+]
 PrefixCaching = Annotated[
     bool,
     typer.Option(

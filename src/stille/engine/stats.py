@@ -47,7 +47,7 @@ class Metrics:
 
     Attributes:
         finished: requests' answers by finish reason.
-        prompt_tokens: of admitted requests; generation_tokens: given out.
+        prompt_tokens: of admitted requests; generation_tokens: given out; embedding_tokens: of embedded inputs.
         ttft: seconds from a request's arrival to the first token of each answer.
         inter_token: seconds between two tokens of an answer.
         e2e: seconds from a request's arrival to an answer's end.
@@ -59,6 +59,7 @@ class Metrics:
     finished: dict[str, int] = field(default_factory=lambda: {"stop": 0, "length": 0, "abort": 0, "error": 0})
     prompt_tokens: int = 0
     generation_tokens: int = 0
+    embedding_tokens: int = 0
     steps: int = 0
     ttft: Histogram = field(default_factory=lambda: Histogram(_SECONDS))
     inter_token: Histogram = field(default_factory=lambda: Histogram(_SECONDS))
@@ -95,6 +96,7 @@ class EngineStats:
         pages: of the cache without the scratch page = pages_used + pages_cached + pages_free.
         pages_cached: not in use, kept for their content.
         prefix_query_tokens, prefix_hit_tokens: prompt tokens looked up in the prefix cache, and found.
+        drafted_tokens, accepted_tokens: guesses that steps checked, and those that were right.
         routing: of each layer with experts.
         Others: see `Metrics`.
     """
@@ -112,9 +114,12 @@ class EngineStats:
     finished: dict[str, int]
     prompt_tokens: int
     generation_tokens: int
+    embedding_tokens: int
     prefix_query_tokens: int
     prefix_hit_tokens: int
     preemptions: int
+    drafted_tokens: int
+    accepted_tokens: int
     steps: int
     ttft: Histogram
     inter_token: Histogram

@@ -25,8 +25,11 @@ _COUNTERS = (
     ("requests", "requests", "Requests accepted by the engine."),
     ("prompt_tokens", "prompt_tokens", "Prompt tokens of accepted requests."),
     ("generation_tokens", "generation_tokens", "Generated tokens."),
+    ("embedding_tokens", "embedding_tokens", "Tokens of inputs that were embedded."),
     ("prefix_cache_query_tokens", "prefix_query_tokens", "Prompt tokens looked up in the prefix cache."),
     ("prefix_cache_hit_tokens", "prefix_hit_tokens", "Prompt tokens found in the prefix cache."),
+    ("drafted_tokens", "drafted_tokens", "Guesses that steps of the model checked (speculative decoding)."),
+    ("accepted_tokens", "accepted_tokens", "Guesses that were right."),
     ("preemptions", "preemptions", "Sequences put back because the pages ran out."),
     ("steps", "steps", "Steps of the engine."),
 )
@@ -54,9 +57,17 @@ class ServerMetrics:
             registry=self.registry,
         )
 
+        self._batch_lines = Counter(
+            "stille_batch_lines", "Lines of batches that were finished.", ("result",), registry=self.registry
+        )
+
     def observe_http(self, method: str, route: str, status: int) -> None:
         """Count an HTTP answer."""
         self._http.labels(method, route, str(status)).inc()
+
+    def observe_batch_line(self, result: str) -> None:
+        """Count a line of a batch that is finished, "completed" or "failed"."""
+        self._batch_lines.labels(result).inc()
 
     def render(self) -> bytes:
         """The text exposition format."""

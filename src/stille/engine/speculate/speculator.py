@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stille.engine.speculate.history import LONGEST, History
 from stille.engine.speculate.policy import Calibration, Costs, choose
@@ -34,7 +34,7 @@ class Draft:
 
     tokens: list[int] = field(default_factory=list)
     chances: list[float] = field(default_factory=list)
-    kinds: list[Hashable] = field(default_factory=list)
+    kinds: list[tuple[Any, ...]] = field(default_factory=list)
 
     @property
     def expected(self) -> float:
@@ -52,12 +52,26 @@ class Draft:
 
 @dataclass(slots=True)
 class SpeculationStats:
-    """Guesses checked and kept, steps with guesses (rounds) and tokens that these gave."""
+    """What became of guesses.
+
+    Attributes:
+        drafted, accepted: guesses checked, and those that were right.
+        places: of each place in a draft (the first is 0): guesses that came to be compared, and those that were right.
+        sources: the same by where a guess came from.
+    """
 
     drafted: int = 0
     accepted: int = 0
-    rounds: int = 0
-    tokens: int = 0
+    places: list[list[int]] = field(default_factory=list)
+    sources: dict[str, list[int]] = field(default_factory=dict)
+
+    def observe(self, place: int, source: str, right: bool) -> None:
+        """A guess was compared with what the model says."""
+        while len(self.places) <= place:
+            self.places.append([0, 0])
+        for counts in (self.places[place], self.sources.setdefault(source, [0, 0])):
+            counts[0] += 1
+            counts[1] += right
 
 
 class Speculator:
@@ -134,13 +148,13 @@ class Speculator:
     def checked(self, answer: Answer, taken: int) -> None:
         """A step gave `taken` tokens of an answer: guesses that were right, and one more."""
         draft = self._checking.pop(answer, None)
-        self.stats.tokens += taken
         if draft is None:
             return
         self.stats.drafted += len(draft.tokens)
         self.stats.accepted += taken - 1
         for place, kind in enumerate(draft.kinds[:taken]):
             self._calibration.observe(kind, place < taken - 1)
+            self.stats.observe(place, kind[0], place < taken - 1)
 
     def ended(self, answer: Answer) -> None:
         """An answer is complete; the next ones may resemble it."""
@@ -194,7 +208,7 @@ class Speculator:
             self._append(draft, token, (name, length, int(4 * share)), share * (1 - 2 / (length + 2)))
         return draft
 
-    def _append(self, draft: Draft, token: int, kind: Hashable, estimate: float) -> None:
+    def _append(self, draft: Draft, token: int, kind: tuple[Any, ...], estimate: float) -> None:
         draft.tokens.append(token)
         draft.chances.append(self._calibration.chance(kind, estimate))
         draft.kinds.append(kind)
