@@ -15,8 +15,9 @@ from stille.model.experts import expert_layers
 from stille.train import DISTILL, LossWeights, byte_tokenizer, evaluate, train
 from stille.train import checkpoint as checkpoints
 from stille.train.config import TrainConfig, learning_rate, progress_of, read_json, sequence_targets, target_k
-from stille.train.loop import CHECKPOINTS, METRICS
+from stille.train.loop import CHECKPOINTS
 from stille.train.losses import Objective
+from stille.train.watching import METRICS
 
 
 def weights(model) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stille.cli import train_default
+from stille.cli import train_default, train_draft
 from stille.cli.options import DEFAULT_MODEL, examples
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ EXAMPLES = examples(
     ("stille train pretrain TEXT --out run", "a small model with experts, from scratch, on bytes"),
     ("stille train distill MODEL TEXT --out run", "a converted model, taught by its dense original"),
     ("stille train default --out made --device cuda", "the default model, from its dense base to the finished delta"),
+    ("stille train draft --out made --prompts chats.jsonl", "a draft head that makes a model's answers faster"),
 )
 EXAMPLES_PRETRAIN = examples(
     ("stille train pretrain docs src --out run --steps 500", "files and folders of text; byte tokens"),
@@ -41,7 +42,7 @@ MODEL, RUN, LOSS, WATCH = "Model", "Run", "Loss", "Saving and watching"
 
 app = typer.Typer(
     name="train",
-    help="Train a model from scratch, teach a converted one, or make the default model.",
+    help="Train a model from scratch, teach a converted one, make the default model or a draft head.",
     epilog=EXAMPLES,
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -343,6 +344,7 @@ class _Plan:
 
 
 app.command("default", epilog=train_default.EXAMPLES)(train_default.command)
+app.command("draft", epilog=train_draft.EXAMPLES)(train_draft.command)
 
 
 @contextlib.contextmanager

@@ -3,14 +3,10 @@
 import json
 import logging
 import math
-import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +25,12 @@ from stille.train.data import Batches, TokenStore
 from stille.train.evaluate import evaluate
 from stille.train.losses import Objective, Scales
 from stille.train.low_rank import LowRank, Pairs
+from stille.train.watching import Log, Stop, Watch
 from stille.train.weights import DTYPES, Replicated, Sharded, World
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -160,10 +157,10 @@ class _Run:
     def run(self, tensorboard: bool) -> Result:
         self._resume()
         done_before = self.finished
-        log = _Log(self.out, self.step, tensorboard) if self.world.main else None
+        log = Log(self.out, self.step, tensorboard) if self.world.main else None
         evaluation: dict[str, float] = {}
         try:
-            with _Stop() as stop:
+            with Stop() as stop:
                 if not self.finished:
                     self._steps(stop, log)
             if self.finished:
@@ -180,9 +177,9 @@ class _Run:
         pairs = self.weights.pairs() if isinstance(self.weights, LowRank) else None
         return Result(self._trained(), self.finished, self.step, self.tokens, self.seconds, evaluation, pairs)
 
-    def _steps(self, stop: "_Stop", log: "_Log | None") -> None:
+    def _steps(self, stop: Stop, log: Log | None) -> None:
         config = self.config
-        watch, saved = _Watch(self.tokens), self.seconds_before
+        watch, saved = Watch(self.tokens), self.seconds_before
         while True:
             # A step that would not fit into the time is not begun.
             asked, seconds, ahead = self.world.agree(stop.asked, self.seconds, self.seconds + watch.step_seconds)
@@ -266,7 +263,7 @@ class _Run:
             layer.budget = budget
 
     def _metrics(
-        self, progress: float, step: tuple[Tensor, Tensor, float], routing: list[LayerRouting], watch: "_Watch"
+        self, progress: float, step: tuple[Tensor, Tensor, float], routing: list[LayerRouting], watch: Watch
     ) -> dict[str, Any]:
         config, (sums, norm, rate) = self.config, step
         sums = self.world.total(sums)
@@ -390,87 +387,3 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
     parts = {"data": "its data differs", "model": "its model differs", "frozen": "the weights it started from differ"}
     found += [told for part, told in parts.items() if before.get(part) != now.get(part)]
     return "; ".join(found)
-
-
-class _Watch:
-    """Tokens per second since the last line, and how long a step takes; saving and evaluating do not count."""
-
-    def __init__(self, tokens: int):
-        self.mark = self.now = time.perf_counter()
-        self.tokens = tokens
-        self.step_seconds = 0.0
-
-    def step(self) -> None:
-        now = time.perf_counter()
-        self.step_seconds, self.now = now - self.now, now
-
-    def rate(self, tokens: int) -> float:
-        now = time.perf_counter()
-        rate = (tokens - self.tokens) / max(1e-9, now - self.mark)
-        self.mark, self.tokens = now, tokens
-        return rate
-
-    def pause(self) -> None:
-        now = time.perf_counter()
-        self.mark += now - self.now
-        self.now = now
-
-
-class _Stop:
-    """Whether SIGINT was received; the second one interrupts. Outside the main thread signals are left alone."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._before: Any = None
-
-    def __enter__(self) -> "_Stop":
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._receive)
-        return self
-
-    def _receive(self, *_: Any) -> None:
-        self.asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-
-
-class _Log:
-    """Metrics as lines of JSON, and for TensorBoard on request; lines after the step that a run goes on from go."""
-
-    def __init__(self, out: Path, step: int, tensorboard: bool):
-        out.mkdir(parents=True, exist_ok=True)
-        path = out / METRICS
-        kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
-        scratch = path.with_suffix(".tmp")
-        scratch.write_text("".join(kept), encoding="utf-8")
-        os.replace(scratch, path)
-        self.file = path.open("a", encoding="utf-8", buffering=1)
-        self.board: Any = None
-        if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise ConfigError("TensorBoard is not installed: pip install tensorboard, or leave it out.") from error
-            self.board = SummaryWriter(str(out / "tensorboard"), purge_step=step)
-
-    def write(self, values: dict[str, Any]) -> None:
-        self.file.write(json.dumps(values) + "\n")
-        if self.board is not None:
-            for name, value in values.items():
-                if isinstance(value, int | float) and name != "step":
-                    self.board.add_scalar(name, value, values["step"])
-
-    def close(self) -> None:
-        self.file.close()
-        if self.board is not None:
-            self.board.close()
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """Whole lines of a file; a last one that was cut off by a kill is left out."""
-    if path.exists():
-        with path.open(encoding="utf-8") as file:
-            yield from (line for line in islice(file, None) if line.endswith("\n"))
