@@ -9,6 +9,8 @@ import time
 import httpx
 import pytest
 
+from stille.server.data_dir import DataLock
+
 LONG = 12_000
 
 
@@ -47,9 +49,10 @@ class Process:
 
 
 @pytest.fixture
-def serve(spawn, tiny):
+def serve(spawn, tiny, tmp_path):
     def start(*arguments):
-        server = Process(spawn("serve", *tiny, "--port", "0", "--served-model-name", "tiny", *arguments))
+        options = ["--port", "0", "--served-model-name", "tiny", "--data-dir", tmp_path / "data"]
+        server = Process(spawn("serve", *tiny, *options, *arguments))
         server.base = server.until(r"(http://127\.0\.0\.1:\d+)").group(1)
         return server
 
@@ -117,3 +120,25 @@ def test_a_port_that_is_taken_is_one_clear_line(stille_here):
     assert run.stderr.startswith(f"error: cannot listen on 127.0.0.1:{port}")
     assert "--port" in run.stderr
     assert run.stderr.count("\n") == 1
+
+
+def test_a_data_directory_is_for_one_server(serve, tiny, stille_here, tmp_path):
+    server = serve()
+    assert httpx.get(f"{server.base}/v1/files").json()["data"] == []
+    run = stille_here("serve", *tiny, "--port", "0", "--data-dir", tmp_path / "data")
+    assert run.returncode == 2
+    assert f"{tmp_path / 'data'} is in use by another server (process {server.process.pid})" in run.stderr
+    assert "--data-dir" in run.stderr
+    (tmp_path / "file").touch()
+    run = stille_here("serve", *tiny, "--port", "0", "--data-dir", tmp_path / "file" / "x")
+    assert run.returncode == 2
+    assert "choose another (--data-dir)" in run.stderr
+
+
+def test_where_the_usual_data_directory_is_in_use_it_runs_without(spawn, tiny, tmp_path):
+    lock = DataLock(tmp_path / "server")
+    server = Process(spawn("serve", *tiny, "--port", "0", env={"STILLE_HOME": str(tmp_path)}))
+    server.base = server.until(r"(http://127\.0\.0\.1:\d+)").group(1)
+    lock.release()
+    assert "no files and batches" in server.written
+    assert httpx.get(f"{server.base}/v1/files").status_code == 404

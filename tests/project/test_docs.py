@@ -30,12 +30,13 @@ def with_blocks(language: str) -> list:
 
 
 @pytest.fixture(scope="module")
-def url():
+def url(tmp_path_factory):
     """A real server with the default model, as `make serve` starts it but for the port."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     command = [sys.executable, "-m", "stille.cli", "serve", "--port", str(port)]
+    command += ["--data-dir", str(tmp_path_factory.mktemp("data"))]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         deadline = time.monotonic() + 150

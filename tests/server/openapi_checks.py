@@ -9,11 +9,13 @@ BEYOND_THE_SCHEMA = {
     "incompatible_parameters",
     "invalid_prompt",
     "invalid_request",
+    "previous_response_not_found",
 }
 
 
 @schemathesis.check
 def valid_requests_are_refused_only_beyond_the_schema(ctx, response, case):
     if case.meta is not None and case.meta.generation.mode.is_positive and response.status_code == 400:
-        code = response.json()["error"]["code"]
+        error = response.json()["error"]
+        code = error["code"] if "code" in error else error["details"]["error_code"]  # OpenAI's form, Anthropic's
         assert code in BEYOND_THE_SCHEMA, f"a valid request was refused: {response.text}"

@@ -55,6 +55,19 @@ def test_a_word_is_a_number(client):
     assert len({answer(client, extra={"expert_budget": k}) for k in (1, 3, 5, 8)}) > 1
 
 
+def test_anthropics_words_are_numbers_too(client, served):
+    def message(**fields):
+        body = {"model": "tiny", "messages": MESSAGES, "max_tokens": 24, "temperature": 0, **fields}
+        reply = httpx.post(f"{served.base}/v1/messages", json=body, timeout=60).json()
+        return "".join(block["text"] for block in reply["content"])
+
+    for word, number in (("low", 1.5), ("medium", 1.875), ("high", 3.0), ("xhigh", 5.0), ("max", 8.0)):
+        expected = answer(client, extra={"expert_budget": number, "ignore_eos": False})
+        assert message(output_config={"effort": word}) == expected
+    assert message() == message(output_config={"effort": "high"})
+    assert len({message(output_config={"effort": word}) for word in ("low", "high", "max")}) > 1
+
+
 def test_refusals_name_what_is_possible(client):
     with pytest.raises(openai.BadRequestError, match="1 to 8 experts") as error:
         answer(client, extra={"expert_budget": 9})

@@ -164,6 +164,7 @@ def prompted(idle, monkeypatch):
             return consume(self, token)
 
         monkeypatch.setattr(Matcher, "fill", forced_fill)
+
         def counted_back(self, count):
             place["at"] -= count
             back(self, count)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import logging
 import socket
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,6 +18,8 @@ from stille.cli.options import DEFAULT_MODEL, examples
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from stille.server.data_dir import DataLock
 
 EXAMPLES = examples(
     ("stille serve", "the default model on http://127.0.0.1:8000"),
@@ -59,6 +63,28 @@ def command(
     drain_timeout: Annotated[
         float, typer.Option(min=0.0, help="Seconds that SIGTERM waits for running requests.", rich_help_panel=SERVER)
     ] = 30.0,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            file_okay=False,
+            help="Folder of what survives a restart: uploaded files, batches, responses. (default: "
+            "$STILLE_HOME/server, else ~/.cache/stille/server)",
+            rich_help_panel=SERVER,
+            show_default=False,
+        ),
+    ] = None,
+    max_file_mb: Annotated[
+        float, typer.Option(min=0.01, help="Largest file that clients may upload.", rich_help_panel=SERVER)
+    ] = 200.0,
+    max_batch_seqs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Most sequences of batches computed together. (default: max-num-seqs less one in 16)",
+            rich_help_panel=SERVER,
+            show_default=False,
+        ),
+    ] = None,
     log_format: Annotated[str, typer.Option(help="text or json.", rich_help_panel=SERVER)] = "text",
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.", rich_help_panel=SERVER)] = "info",
     dtype: options.Dtype = "auto",
@@ -79,6 +105,8 @@ def command(
     threads: options.Threads = None,
     attention: options.Attention = "full",
     hsa_budget: options.HsaBudget = None,
+    max_draft_tokens: options.MaxDraftTokens = None,
+    draft: options.Draft = None,
 ) -> None:
     """Serve a model over an OpenAI-compatible HTTP API.
 
@@ -86,6 +114,7 @@ def command(
     """
     from stille.cli.download import fetch, stderr_console
     from stille.cli.options import engine_config
+    from stille.model.store import stille_home
     from stille.server import logs
     from stille.server.lifecycle import bind, run_server
     from stille.server.settings import ServerSettings
@@ -100,6 +129,8 @@ def command(
         cors_origins=tuple(cors_origin or ()),
         max_body_bytes=int(max_body_mb * 2**20),
         drain_timeout_s=drain_timeout,
+        max_file_bytes=int(max_file_mb * 2**20),
+        max_batch_seqs=max_batch_seqs,
     )
     config = engine_config(
         model,
@@ -114,10 +145,14 @@ def command(
         threads=threads,
         attention=attention,
         hsa_budget=hsa_budget,
+        max_draft_tokens=max_draft_tokens,
+        draft=draft,
     )
     logs.configure(log_level, log_format)
     console = stderr_console(quiet=log_format == "json")
     sock = bind(host, port)
+    lock = _lock(data_dir, stille_home() / "server")
+    settings = dataclasses.replace(settings, data_dir=None if lock is None else lock.path)
     fetch(model, quiet=log_format == "json")
 
     from stille.engine.async_llm import AsyncLLM
@@ -128,9 +163,26 @@ def command(
         engine = AsyncLLM(config)
         asyncio.run(engine.start())
     log.info("model loaded in %.1f s", time.perf_counter() - started)
-    app = create_app(engine, settings)
+    app = create_app(engine, settings, lock)
     name = app.state.stille.model_names[0]
     raise typer.Exit(run_server(app, sock, on_started=lambda: _announce(console, sock, host, name, api_key)))
+
+
+def _lock(given: Path | None, usual: Path) -> DataLock | None:
+    """The data directory, taken before the model is loaded so that a conflict shows at once.
+
+    The usual one may be in use, by a second server on the machine, or not writable; then there is none.
+    """
+    from stille.errors import ConfigError
+    from stille.server.data_dir import DataLock
+
+    try:
+        return DataLock(given or usual)
+    except ConfigError as error:
+        if given is not None:
+            raise
+        log.warning("no files and batches, and nothing is kept on disk: %s", error)
+        return None
 
 
 def _announce(console: Console, sock: socket.socket, host: str, name: str, api_key: str | None) -> None:

@@ -15,9 +15,12 @@ from collections.abc import AsyncIterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
+import numpy as np
+
 from stille.engine.build import Engine, build_engine
 from stille.engine.config import EngineConfig
 from stille.engine.core import EngineCore
+from stille.engine.embedding import Embedder
 from stille.engine.executor import ExpertRange
 from stille.engine.outputs import OutputDelta
 from stille.engine.prompts import Prompts
@@ -141,6 +144,7 @@ class AsyncLLM:
         self.config = config if config is not None else EngineConfig(**overrides)
         self._engine: Engine | None = None
         self._core: EngineCore | None = None
+        self._embedder: Embedder | None = None
         self._thread: threading.Thread | None = None
         self._started = threading.Event()
         self._wake = threading.Condition()  # guards what follows
@@ -265,6 +269,39 @@ class AsyncLLM:
             self._wake.notify()
         return stream
 
+    async def embed(self, inputs: Sequence[Sequence[int]]) -> np.ndarray:
+        """Embeddings of token ids: the mean of the model's last hidden states, scaled to length 1.
+
+        Computed between the steps of what is generated. A cancelled call computes no more.
+
+        Returns:
+            float32 [inputs, hidden size].
+
+        Raises:
+            InvalidRequestError, PromptTooLongError: an input can never be embedded; `embedding_limit` tokens can.
+            QueueFullError, EngineClosedError, EngineFailedError: as `generate`.
+        """
+        with self._wake:
+            self._ready_core()
+            assert self._embedder is not None, "the engine is ready"
+            job = self._embedder.add(inputs)
+            self._wake.notify()
+        return await asyncio.wrap_future(job.future)
+
+    @property
+    def embedding_limit(self) -> int:
+        """Most tokens of an input of `embed`."""
+        self._ready_core()
+        assert self._embedder is not None, "the engine is ready"
+        return self._embedder.limit
+
+    @property
+    def embedding_size(self) -> int:
+        """Numbers of an embedding: the model's hidden size."""
+        self._ready_core()
+        assert self._embedder is not None, "the engine is ready"
+        return self._embedder.width
+
     def compile(self, params: SamplingParams) -> None:
         """Compiles a request's grammar, if it has one, so that `generate` finds it done; may take a tenth of a second.
 
@@ -332,7 +369,7 @@ class AsyncLLM:
             engine = self._engine or build_engine(self.config)
             with self._wake:
                 self._engine = engine
-                self._core = engine.core
+                self._core, self._embedder = engine.core, Embedder(engine.core)
                 self.config = engine.core.config
                 self.tokenizer = engine.tokenizer
                 self.model_name = engine.model_name
@@ -348,24 +385,29 @@ class AsyncLLM:
         finally:
             self._started.set()
         try:
-            self._serve(engine.core)
+            self._serve(engine.core, self._embedder)
         except Exception as error:
             logger.exception("the engine failed")
             self._fail(error)
 
-    def _serve(self, core: EngineCore) -> None:
+    def _serve(self, core: EngineCore, embedder: Embedder) -> None:
         while True:
             with self._wake:
-                while not (self._inbox or self._aborts or core.has_work or self._state == "closed"):
+                while not (
+                    self._inbox or self._aborts or core.has_work or embedder.has_work or self._state == "closed"
+                ):
                     self._wake.wait()
                 closing = self._state == "closed"
                 while self._inbox:
                     core.add(*self._inbox.popleft())
                 aborts, self._aborts = self._aborts, deque()
+            if not closing:
+                embedder.turn()
             deltas = [delta for request_id in aborts for delta in core.abort(request_id)]
             deltas += core.abort_all() if closing else core.step()
             self._dispatch(deltas)
             if closing:
+                embedder.fail(EngineClosedError("the engine was closed before the embeddings were computed"))
                 return
 
     def _dispatch(self, deltas: list[OutputDelta]) -> None:
@@ -409,6 +451,8 @@ class AsyncLLM:
             streams = [stream for reference in self._streams.values() if (stream := reference()) is not None]
             self._streams.clear()
             self._background.clear()
+        if self._embedder is not None:
+            self._embedder.fail(EngineFailedError(f"the engine failed: {error!r}; restart it"))
         for stream in streams:
             failure = EngineFailedError(f"the engine failed: {error!r}; restart it")
             failure.__cause__ = error

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from stille.engine.config import EngineConfig, plan_pages
+from stille.engine.embedding import sums_of
 from stille.engine.executor import ExpertRange, StepInput
 from stille.errors import UnsupportedError
 
@@ -54,7 +55,7 @@ class CpuExecutor:
             raise UnsupportedError(f"the CPU kernels need numba (pip install 'stille[serve]'): {error}") from error
         shape, target = _shape(model, _BITS[config.dtype]), target or Target()
         self.device = torch.device("cpu")
-        self.vocab_size, self.async_depth, self.drafter = shape.vocab, 0, None
+        self.vocab_size, self.hidden_size, self.async_depth, self.drafter = shape.vocab, shape.hidden, 0, None
         self.experts = ExpertRange.of(model.config)
         self.routing, self._budgets = None, None
         if shape.experts is not None:
@@ -90,6 +91,24 @@ class CpuExecutor:
 
             self.routing.add(routing_of(masks, experts.experts, experts.layers))
         return logits
+
+    def embed(self, step: StepInput, ids_N: Tensor) -> Tensor:
+        from stille.kernels.cpu.decoder import MAX_ROWS
+
+        ids, budget_N = ids_N.numpy(), step.token_budgets()
+        ends = np.cumsum(step.lengths, dtype=np.int32)
+        firsts = ends - step.lengths
+        sums_SC = torch.zeros(step.num_seqs, self.hidden_size)
+        for begin in range(0, step.num_tokens, MAX_ROWS):  # the decoder keeps the states of one pass
+            end = min(step.num_tokens, begin + MAX_ROWS)
+            rows = np.flatnonzero((firsts < end) & (ends > begin))
+            low = np.maximum(firsts[rows], begin).astype(np.int32)
+            counts = np.minimum(ends[rows], end).astype(np.int32) - low
+            budgets = None if budget_N is None or self._budgets is None else self._budgets.rows(budget_N[begin:end])
+            place = step.starts[rows] + low - firsts[rows], counts, ids[begin:end], step.page_table[rows]
+            self.decoder.forward(*place, np.zeros(len(rows), bool), budgets)
+            sums_SC[torch.from_numpy(rows)] += sums_of(self.decoder.hidden(end - begin), counts)
+        return sums_SC
 
 
 def _key_budget(hsa: HSAConfig) -> KeyBudget:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from stille.engine.config import PAGE_SIZE, EngineConfig, plan_pages
 from stille.engine.cuda_staging import Staging
+from stille.engine.embedding import sums_of
 from stille.engine.executor import ExpertRange, StepInput, monitor_of
 from stille.engine.hsa import PromptRule
 from stille.engine.speculate.head import States
@@ -79,7 +80,7 @@ class CudaExecutor:
         assert config.max_num_seqs, "config not resolved"
         assert config.max_model_len, "config not resolved"
         self.model = model.eval()
-        self.vocab_size = int(shape.vocab_size)
+        self.vocab_size, self.hidden_size = int(shape.vocab_size), int(shape.hidden_size)
         self.experts, self.routing = ExpertRange.of(shape), monitor_of(model)
         self.async_depth = 1 if self.device.type == "cuda" else 0
         self.dtype = weight.dtype
@@ -202,7 +203,21 @@ class CudaExecutor:
             rows <= PDL_ROWS and self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) >= (9, 0)
         )
 
+    @torch.inference_mode()
+    def embed(self, step: StepInput, ids_N: Tensor) -> Tensor:
+        from stille.engine.cuda_batch import mixed_batch
+
+        # The fused kernels go on to logits at once; the modules share their weights.
+        batch = mixed_batch(step, self._group, self._head_dim, self.dtype, self._staging, self._rule)
+        return sums_of(self._hidden(ids_N, batch), step.lengths)
+
     def _through_modules(self, ids_N: Tensor, batch: Batch) -> Tensor:
+        hidden_NC = self._hidden(ids_N, batch)
+        if batch.last_rows_S is not None:
+            hidden_NC = hidden_NC.index_select(0, batch.last_rows_S)
+        return self.model.compute_logits(hidden_NC).float()
+
+    def _hidden(self, ids_N: Tensor, batch: Batch) -> Tensor:
         from stille.engine.cuda_batch import PagedBackend
 
         backend = PagedBackend(self._cache, batch)
@@ -211,10 +226,7 @@ class CudaExecutor:
             # What a graph replays cannot be counted now and then, so steps that only decode are not.
             watched = self.routing.watch(batch.budgets_N, count=batch.last_rows_S is not None)
         with watched:
-            hidden_NC = self.model.forward_tokens(ids_N, batch.positions_N.long(), backend)
-        if batch.last_rows_S is not None:
-            hidden_NC = hidden_NC.index_select(0, batch.last_rows_S)
-        return self.model.compute_logits(hidden_NC).float()
+            return self.model.forward_tokens(ids_N, batch.positions_N.long(), backend)
 
     def _rehearse_sparse(self, sparse: SparseCache) -> None:
         """Decode rows beside a prompt, in every cut that their number leads to, and sparse chunks.

@@ -126,6 +126,7 @@ class Executor(Protocol):
         experts: budgets that steps may ask for; None: the model has no experts.
         routing: what its gates did; None: the model has no experts.
         drafter: guesses after a decode step; None: nothing does.
+        hidden_size: C, of hidden states.
     """
 
     experts: ExpertRange | None
@@ -134,6 +135,7 @@ class Executor(Protocol):
     vocab_size: int
     num_pages: int
     async_depth: int
+    hidden_size: int
 
     @property
     def drafter(self) -> Drafter | None: ...
@@ -148,6 +150,18 @@ class Executor(Protocol):
         Returns:
             logits_SV: float32[S, V] on `device`, contiguous rows; only rows with step.sample set are used. It may be a
             buffer that the next forward overwrites. Must not wait for the device when async_depth is 1.
+        """
+        ...
+
+    def embed(self, step: StepInput, ids_N: Tensor) -> Tensor:
+        """Computes whole prompts for their hidden states; writes K and V as `forward` does.
+
+        Args:
+            step: of prompts from position 0, none of them among its decodes.
+            ids_N: int64[N] on `device`.
+
+        Returns:
+            sums_SC: float32[S, C] on `device`, of each sequence's hidden states after the final norm.
         """
         ...
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from stille.engine.config import PAGE_SIZE, EngineConfig, plan_pages
+from stille.engine.embedding import sums_of
 from stille.engine.executor import ExpertRange, StepInput, monitor_of
 from stille.engine.hsa import PromptRule, Segment
 from stille.engine.sampling_state import to_device
@@ -43,7 +44,7 @@ class TorchExecutor:
         weight = model.model.embed_tokens.weight
         self.model = model.eval()
         self.device = weight.device
-        self.vocab_size = int(shape.vocab_size)
+        self.vocab_size, self.hidden_size = int(shape.vocab_size), int(shape.hidden_size)
         self.experts, self.routing = ExpertRange.of(shape), monitor_of(model)
         # The specification of sparse decoding reads lengths on the host, so it cannot run ahead.
         self.async_depth = 1 if self.device.type == "cuda" and config.hsa is None else 0
@@ -72,14 +73,20 @@ class TorchExecutor:
 
     @torch.inference_mode()
     def forward(self, step: StepInput, ids_N: Tensor) -> Tensor:
+        last_S = to_device(np.cumsum(step.lengths.astype(np.int64)) - 1, self.device)
+        return self.model.compute_logits(self._hidden(step, ids_N).index_select(0, last_S)).float()
+
+    @torch.inference_mode()
+    def embed(self, step: StepInput, ids_N: Tensor) -> Tensor:
+        return sums_of(self._hidden(step, ids_N), step.lengths)
+
+    def _hidden(self, step: StepInput, ids_N: Tensor) -> Tensor:
         starts, lengths = step.starts.astype(np.int64), step.lengths.astype(np.int64)
         ends = np.cumsum(lengths)
         positions = np.arange(step.num_tokens) + np.repeat(starts - (ends - lengths), lengths)
         attention = PagedAttention(self, step, positions)
         with self._budget(step):
-            hidden_NC = self.model.model.forward_tokens(ids_N, to_device(positions, self.device), attention)
-        last_S = to_device(ends - 1, self.device)
-        return self.model.compute_logits(hidden_NC.index_select(0, last_S)).float()
+            return self.model.model.forward_tokens(ids_N, to_device(positions, self.device), attention)
 
     def _budget(self, step: StepInput) -> AbstractContextManager[None]:
         budget_N = step.token_budgets()

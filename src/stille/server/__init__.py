@@ -7,6 +7,7 @@ runs it under uvicorn with draining on SIGTERM. The layers, from the wire inward
     routes       one file per endpoint family                      parse -> generation -> shape the answer
     schemas      requests (strict, unknown fields refused) and responses; the source of the OpenAPI document
     generation   one HTTP request's work in the engine, whatever the protocol in front of it
+    batches      files of requests, kept on disk, sent through the routes when the engine is idle
 """
 
 from typing import TYPE_CHECKING

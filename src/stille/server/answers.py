@@ -36,12 +36,18 @@ class ChatAnswer:
         """The message so far."""
         content = "".join(self._content)
         if not self._calls:
-            return {"role": "assistant", "content": content, "refusal": None}
+            return {"role": "assistant", "content": content, "refusal": None, "annotations": []}
         calls = [
             {**call, "function": {**call["function"], "arguments": "".join(arguments)}}
             for call, arguments in zip(self._calls, self._arguments, strict=True)
         ]
-        return {"role": "assistant", "content": content or None, "refusal": None, "tool_calls": calls}
+        return {
+            "role": "assistant",
+            "content": content or None,
+            "refusal": None,
+            "annotations": [],
+            "tool_calls": calls,
+        }
 
     def _deltas(self, events: Iterable[Event]) -> Iterable[dict[str, Any]]:
         for event in events:

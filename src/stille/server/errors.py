@@ -1,5 +1,7 @@
 """Every failure as an OpenAI-shaped body: {"error": {"message", "type", "param", "code"}}.
 
+Paths under /v1/messages answer in Anthropic's shape, which carries the same codes; see `stille.server.messages_errors`.
+
 Codes say which kind of refusal a 400 is: `invalid_json`, `invalid_type`, `invalid_value`, `missing_required_parameter`,
 `unknown_parameter`, `unsupported_parameter` for a body that breaks the schema; `context_length_exceeded`,
 `incompatible_parameters`, `invalid_prompt`, `invalid_request` for one that keeps it and still cannot be served;
@@ -9,13 +11,14 @@ Codes say which kind of refusal a 400 is: `invalid_json`, `invalid_type`, `inval
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.types import Scope
 
 from stille.errors import (
     EngineClosedError,
@@ -25,6 +28,7 @@ from stille.errors import (
     QueueFullError,
     StilleError,
 )
+from stille.server import messages_errors
 
 log = logging.getLogger("stille.server")
 
@@ -124,19 +128,32 @@ def as_api_error(error: Exception) -> ApiError:
     return internal()
 
 
+def error_response(error: ApiError, scope: Scope) -> Response:
+    """The HTTP answer, in the shape of the API that the request's path belongs to."""
+    if not messages_errors.is_messages_path(scope["path"]):
+        return error.response()
+    body = messages_errors.error_body(
+        error.status_code, error.message, error.code, error.param, scope["state"]["request_id"]
+    )
+    return JSONResponse(body, error.status_code, headers=dict(error.headers) if error.headers else None)
+
+
 def install_handlers(app: FastAPI) -> None:
-    """Give OpenAI-shaped answers to refusals; the middleware does so for exceptions that nobody expected."""
+    """Give shaped answers to refusals; the middleware does so for exceptions that nobody expected."""
 
     async def handle(request: Request, error: Exception) -> Response:
-        return as_api_error(error).response()
+        return error_response(as_api_error(error), request.scope)
 
     async def handle_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return from_validation(error).response()
+        anthropic = messages_errors.is_messages_path(request.scope["path"])
+        return error_response(from_validation(error, messages_errors.hint if anthropic else None), request.scope)
 
     async def handle_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return _from_http_exception(error, f"{request.method} {request.url.path}").response()
+        if error.status_code == 405:
+            _allow_all(request, error)
+        return error_response(_from_http_exception(error, f"{request.method} {request.url.path}"), request.scope)
 
     app.add_exception_handler(RequestValidationError, handle_invalid)
     app.add_exception_handler(HTTPException, handle_http)
@@ -145,6 +162,14 @@ def install_handlers(app: FastAPI) -> None:
 
 def _seconds(value: float) -> str:
     return str(max(1, math.ceil(value)))
+
+
+def _allow_all(request: Request, error: HTTPException) -> None:
+    """Name all methods that the path has; each is a route of its own, which knows only itself."""
+    path = getattr(request.scope.get("route"), "path", None)
+    methods = request.app.openapi()["paths"].get(path)
+    if methods:
+        error.headers = {"Allow": ", ".join(sorted(method.upper() for method in methods))}
 
 
 def _from_http_exception(error: HTTPException, target: str = "") -> ApiError:
@@ -163,8 +188,14 @@ def _from_http_exception(error: HTTPException, target: str = "") -> ApiError:
     return ApiError(error.status_code, str(error.detail), type=kind, headers=headers)
 
 
-def from_validation(error: RequestValidationError) -> ApiError:
-    """Turn pydantic's list of errors into one message about the most specific of them."""
+def from_validation(
+    error: RequestValidationError, hint_for: Callable[[str, Sequence[str | int]], str | None] | None = None
+) -> ApiError:
+    """Turn pydantic's list of errors into one message about the most specific of them.
+
+    Args:
+        hint_for: of another API than OpenAI's: says by kind and place of an error what to send instead.
+    """
     found = [(_path(entry["loc"], error.body), entry) for entry in error.errors()]
     path, entry = max(found, key=lambda item: len(item[0]))  # the deepest is where a union's best branch failed
     kind, param = entry["type"], _render(path)
@@ -177,6 +208,8 @@ def from_validation(error: RequestValidationError) -> ApiError:
     name = str(path[-1])
     if kind == "missing":
         return ApiError(400, f"Missing required parameter: '{param}'.", code="missing_required_parameter", param=param)
+    if hint_for is not None:
+        return _hinted(kind, path, entry, hint_for(kind, path))
     if kind == "extra_forbidden":
         return ApiError(400, f"Unknown parameter: '{param}'.", code="unknown_parameter", param=param)
     given = _shorten(entry.get("input"))
@@ -204,6 +237,24 @@ def from_validation(error: RequestValidationError) -> ApiError:
     return ApiError(400, f"Invalid value for '{param}': {entry['msg']} (given {given}).", code=code, param=param)
 
 
+def _hinted(kind: str, path: Sequence[str | int], entry: Mapping[str, Any], hint: str | None) -> ApiError:
+    """A refused value, and what to send instead."""
+    param = _render(path)
+    if kind == "union_tag_not_found":
+        message = f"Missing required parameter: '{param}.type'."
+        return ApiError(400, message, code="missing_required_parameter", param=f"{param}.type")
+    if kind == "extra_forbidden":
+        return ApiError(400, f"Unknown parameter: '{param}'; {hint}.", code="unknown_parameter", param=param)
+    given = _shorten(entry.get("input"))
+    if kind == "union_tag_invalid":
+        param, given = f"{param}.type", _shorten(entry.get("ctx", {}).get("tag"))
+    if hint is not None:
+        message = f"Unsupported value for '{param}': {given}; {hint}."
+        return ApiError(400, message, code="unsupported_parameter", param=param)
+    code = "invalid_type" if kind.endswith("_type") else "invalid_value"
+    return ApiError(400, f"Invalid value for '{param}': {entry['msg']} (given {given}).", code=code, param=param)
+
+
 def _bad_role(entry: Mapping[str, Any], path: Sequence[str | int]) -> ApiError:
     param = f"{_render(path)}.role"
     given = str(entry.get("ctx", {}).get("tag", ""))[:64]
@@ -226,12 +277,19 @@ def _path(loc: Sequence[str | int], body: Any) -> list[str | int]:
         if isinstance(current, list) and isinstance(step, int) and step < len(current):
             path.append(step)
             current = current[step]
+        elif isinstance(current, dict) and not last and _is_tag(step, current):
+            continue
         elif isinstance(current, dict) and isinstance(step, str) and (step in current or last):
             if last and (step == "[key]" or (step.startswith("literal[") and step not in current)):
                 break
             path.append(step)
             current = current.get(step)
     return path
+
+
+def _is_tag(step: Any, value: Mapping[Any, Any]) -> bool:
+    """Whether a step names the branch of a union, although there is a field of that name ("text")."""
+    return step == value.get("type") and not isinstance(value.get(step), dict | list)
 
 
 def _render(path: Sequence[str | int]) -> str:

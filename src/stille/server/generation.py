@@ -141,6 +141,10 @@ class Generation:
         """Token counts, complete once `updates` has ended."""
         return self._usage
 
+    def prompt_tokens(self) -> tuple[int, int]:
+        """(tokens of the prompts, how many of them were in the prefix cache), known once there was an update."""
+        return sum(map(len, self._prompts)), sum(stream.cached_tokens or 0 for stream in self._streams)
+
     def _account(self, delta: OutputDelta) -> None:
         if delta.finish_reason == "abort":
             raise EngineClosedError("the request was aborted before it was finished: the server is shutting down")

@@ -111,6 +111,8 @@ async def _announce(server: uvicorn.Server, on_started: Callable[[], None]) -> N
 
 async def _drain(state: ServerState, server: uvicorn.Server) -> None:
     state.draining = True
+    if state.batches is not None:
+        await state.batches.worker.stop()  # its lines go on at the next start; nobody waits for them
     deadline = time.monotonic() + state.settings.drain_timeout_s
     while state.active and time.monotonic() < deadline:
         await asyncio.sleep(0.05)

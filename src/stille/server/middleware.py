@@ -3,21 +3,30 @@
 It is plain ASGI on purpose: wrappers that re-buffer responses hide client disconnects from streaming endpoints.
 """
 
+import asyncio
+import contextlib
 import hmac
 import re
 import time
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from stille.server.errors import ApiError, as_api_error, unavailable
+from stille.server.errors import ApiError, as_api_error, error_response, unavailable
 from stille.server.logs import access
+from stille.server.messages_errors import is_messages_path
 from stille.server.metrics import ServerMetrics
 from stille.server.settings import ServerSettings
 from stille.server.state import ServerState
 
 OPEN_PATHS = frozenset({"/health", "/ready", "/metrics", "/docs", "/openapi.json"})
+UPLOAD_PATH = "/v1/files"
+FORM_BYTES = 8192
+"""What the form of an upload may take beside its file."""
+LINGER_S = 30.0
+"""How long an upload that is too large is read on after it was refused."""
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -50,18 +59,25 @@ class RequestScope:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+                answer_headers = MutableHeaders(scope=message)
+                answer_headers["X-Request-Id"] = request_id
+                if is_messages_path(scope["path"]):
+                    answer_headers["request-id"] = request_id  # where Anthropic's clients look for it
             await send(message)
 
         try:
             refusal = self._refusal(scope, headers)
             if refusal is not None:
-                await refusal.response()(scope, receive, send_with_id)
+                answer = error_response(refusal, scope)
+                if scope["path"] == UPLOAD_PATH and refusal.status_code == 413:
+                    await _answer_and_discard(answer, scope, receive, send_with_id)
+                else:
+                    await answer(scope, receive, send_with_id)
             else:
-                await self.app(scope, _limited(receive, self.settings.max_body_bytes), send_with_id)
+                await self.app(scope, _limited(receive, self._limit(scope["path"])), send_with_id)
         except Exception as error:
             # Last resort, here rather than in the framework so that this answer has its request id too.
-            answer = as_api_error(error).response()
+            answer = error_response(as_api_error(error), scope)
             if status != 499:
                 raise
             await answer(scope, receive, send_with_id)
@@ -81,12 +97,18 @@ class RequestScope:
                 extra={"fields": {"request_id": request_id, "status": status, **scope["state"].get("log_fields", {})}},
             )
 
+    def _limit(self, path: str) -> int:
+        """Most bytes of a body."""
+        return self.settings.max_file_bytes + FORM_BYTES if path == UPLOAD_PATH else self.settings.max_body_bytes
+
     def _refusal(self, scope: Scope, headers: Headers) -> ApiError | None:
         path = scope["path"]
         if path in OPEN_PATHS:
             return None
         if self.settings.api_key is not None and scope["method"] != "OPTIONS":
             scheme, _, token = headers.get("authorization", "").partition(" ")
+            if not token and "x-api-key" in headers:  # Anthropic's name of it
+                scheme, token = "bearer", headers["x-api-key"]
             expected = self.settings.api_key.encode()
             if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), expected):
                 message = (
@@ -97,9 +119,9 @@ class RequestScope:
                 return ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
         if self.state.draining and scope["method"] == "POST":
             return unavailable("The server is shutting down and takes no new requests.")
-        length = headers.get("content-length", "")
-        if length.isdigit() and int(length) > self.settings.max_body_bytes:
-            return _too_large(self.settings.max_body_bytes)
+        length, limit = headers.get("content-length", ""), self._limit(path)
+        if length.isdigit() and int(length) > limit:
+            return _too_large(limit)
         return None
 
 
@@ -110,6 +132,21 @@ def _too_large(limit: int) -> ApiError:
         code="body_too_large",
         headers={"Connection": "close"},
     )
+
+
+async def _answer_and_discard(answer: Response, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer at once, but read on for a while: clients look for an answer after they have sent everything, and one that
+    is cut off before sees a broken connection instead."""
+
+    async def unfinished(message: Message) -> None:
+        await send({**message, "more_body": True} if message["type"] == "http.response.body" else message)
+
+    await answer(scope, receive, unfinished)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_S):
+            while (message := await receive())["type"] == "http.request" and message.get("more_body"):
+                pass
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def _limited(receive: Receive, limit: int) -> Receive:

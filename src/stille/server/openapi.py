@@ -12,10 +12,12 @@ from stille.server.schemas.base import EXPERTS_MARK, TOKEN_ID_MARK
 from stille.server.schemas.chat import ChatCompletionChunk
 from stille.server.schemas.completions import CompletionChunk
 from stille.server.schemas.errors import ErrorBody
+from stille.server.schemas.messages import MessageStreamEvent
+from stille.server.schemas.responses import ResponseEvent
 from stille.server.state import ServerState
 
 _REFERENCE = "#/components/schemas/{model}"
-_CHUNKS = (ChatCompletionChunk, CompletionChunk)
+_CHUNKS: tuple[type[BaseModel], ...] = (ChatCompletionChunk, CompletionChunk, MessageStreamEvent, ResponseEvent)
 _DESCRIPTIONS = {
     400: "The request cannot be served as given; `error.param` names the parameter to blame.",
     401: "The API key is missing or wrong.",
@@ -27,9 +29,9 @@ _DESCRIPTIONS = {
 }
 
 
-def errors(*codes: int) -> dict[int | str, dict[str, Any]]:
+def errors(*codes: int, model: type[BaseModel] = ErrorBody) -> dict[int | str, dict[str, Any]]:
     """`responses=` entries for the error statuses of a route."""
-    return {code: {"model": ErrorBody, "description": _DESCRIPTIONS[code]} for code in codes}
+    return {code: {"model": model, "description": _DESCRIPTIONS[code]} for code in codes}
 
 
 def generated(whole: type[BaseModel], chunk: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
@@ -50,6 +52,20 @@ def _event_of(chunk: type[BaseModel]) -> dict[str, Any]:
     document = {"type": "string", "contentMediaType": "application/json", "contentSchema": {"anyOf": documents}}
     data = {"anyOf": [{"const": "[DONE]"}, document]}
     return {"type": "object", "required": ["data"], "properties": {"data": data}}
+
+
+def generated_events(whole: type[BaseModel], events: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """As `generated`, where events have names, errors are one of them, and the last is known by its name."""
+    document = {"$ref": _REFERENCE.format(model=events.__name__)}
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": document}
+    item = {"type": "object", "required": ["event", "data"], "properties": {"event": {"type": "string"}, "data": data}}
+    return {
+        200: {
+            "model": whole,
+            "description": f"The answer; with stream=true server-sent events whose data are {events.__name__} objects.",
+            "content": {"text/event-stream": {"itemSchema": item}},
+        }
+    }
 
 
 def install(app: FastAPI, state: ServerState, *, open_paths: frozenset[str]) -> None:
@@ -118,9 +134,14 @@ def _name_experts(schemas: dict[str, Any], experts: ExpertRange | None) -> None:
         for branch in properties.get("expert_budget", {}).get("anyOf", []):
             if branch.pop(EXPERTS_MARK, False) and experts is not None:
                 branch |= {"minimum": experts.least, "maximum": experts.most}
-        for branch in properties.get("reasoning_effort", {}).get("anyOf", []):
-            if experts is None and "enum" in branch:
-                branch["enum"] = ["none"]
+        for name in ("reasoning_effort", "effort"):
+            for branch in properties.get(name, {}).get("anyOf", []):
+                if experts is None and "none" in branch.get("enum", ()):
+                    branch["enum"] = ["none"]
+    if experts is None:  # Anthropic's word for the model's own
+        for branch in schemas["OutputConfig"]["properties"]["effort"]["anyOf"]:
+            if "enum" in branch:
+                branch["enum"] = ["high"]
 
 
 def _drop_422(schema: dict[str, Any]) -> None:

@@ -33,12 +33,15 @@ class PromptBuilder:
         self._knows_developer = "developer" in template
         self._uses_names = bool(_NAME_USE.search(template))
 
-    async def chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
+    async def chat(
+        self, messages: Sequence[Message], tools: Sequence[Tool] = (), *, continue_last: bool = False
+    ) -> list[int]:
         """Token ids of a conversation, ending where the assistant's answer begins.
 
         Args:
             messages: the conversation.
             tools: functions that the model is told of.
+            continue_last: the last message is the beginning of the answer.
 
         Raises:
             ApiError: the checkpoint has no chat template, the template refuses the conversation, or a tool's message
@@ -48,10 +51,11 @@ class PromptBuilder:
         plain = [self._plain(index, message, names) for index, message in enumerate(messages)]
 
         def render() -> list[int]:
+            ending = {"add_generation_prompt": False, "continue_final_message": True} if continue_last else {}
             if not self._knows_tools:
-                return self.engine.render_chat(as_text(plain, tools))
+                return self.engine.render_chat(as_text(plain, tools), **ending)
             template = {"tools": [described(tool) for tool in tools]} if tools else {}
-            return self.engine.render_chat(plain, **template)
+            return self.engine.render_chat(plain, **template, **ending)
 
         try:
             return await run_in_threadpool(render)

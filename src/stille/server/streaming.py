@@ -18,9 +18,10 @@ class ClientGone(Exception):
     """The client closed the connection before the answer was complete."""
 
 
-def event(data: Mapping[str, Any]) -> bytes:
-    """One server-sent event with a JSON payload."""
-    return b"data: " + _encode(data).encode() + b"\n\n"
+def event(data: Mapping[str, Any], name: str | None = None) -> bytes:
+    """One server-sent event with a JSON payload, of a name where the protocol has names."""
+    head = b"" if name is None else f"event: {name}\n".encode()
+    return head + b"data: " + _encode(data).encode() + b"\n\n"
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -251,6 +251,7 @@ class CpuDecoder:
         self._job[J.EMBEDDING] = self._packed8(embedding_VC)
         self._job[J.HEAD] = self._job[J.EMBEDDING] if head_VC is None else self._packed8(head_VC)
         self._job[J.FINAL_NORM] = self._floats(norm_C)
+        self._norm_C = norm_C.detach().float().cpu().clone()
         self._job[J.COS], self._job[J.SIN] = self._floats(cos_TD), self._floats(sin_TD)
         self.max_positions = cos_TD.shape[0]
 
@@ -314,6 +315,12 @@ class CpuDecoder:
                 masks.append(self._masks[:, : end - begin].copy())
         return logits[:, : self.shape.vocab]
 
+    def hidden(self, rows: int) -> Tensor:
+        """float32 [rows, C]: hidden states after the final norm of the last step, which had so many rows, all in one
+        pass (MAX_ROWS at most)."""
+        x_NC = torch.from_numpy(self._stream[:rows])
+        return torch.nn.functional.rms_norm(x_NC, (self.shape.hidden,), self._norm_C, self.shape.eps)
+
     def _check(self, ids: np.ndarray, count: int, begin: int, end: int, table: np.ndarray) -> None:
         """The kernels follow these numbers without looking."""
         if len(ids) != count or ids.min() < 0 or ids.max() >= self.shape.vocab:
@@ -367,8 +374,9 @@ class CpuDecoder:
         s, job = self.shape, self._job
         x_bytes = lambda width: width // grids.GROUP * formats.X_GROUP_BYTES  # noqa: E731
         inner, self._x_bytes = s.heads * s.head_dim, x_bytes(s.hidden)
+        self._stream = self._buffer(J.STREAM, MAX_ROWS, 4 * s.hidden).view(np.float32)
         for entry, row_bytes in (
-            (J.STREAM, 4 * s.hidden), (J.X, self._x_bytes), (J.QKV, 4 * s.qkv_features), (J.ATTENDED, 4 * inner),
+            (J.X, self._x_bytes), (J.QKV, 4 * s.qkv_features), (J.ATTENDED, 4 * inner),
             (J.X_ATTENDED, x_bytes(inner)), (J.X_ACTIVATED, x_bytes(max(s.inner(i) for i in range(s.layers)))),
         ):  # fmt: skip
             self._keep.append(self._buffer(entry, MAX_ROWS, row_bytes))

@@ -5,19 +5,17 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from stille.server import logprobs
 from stille.server.answers import AnswerMaker, ChatAnswer
+from stille.server.conversation import start_chat
 from stille.server.errors import ApiError, as_api_error
-from stille.server.generation import Generation, sampling_params, with_effort
+from stille.server.generation import Generation
 from stille.server.openapi import errors, generated
 from stille.server.routes.common import check_stream_options, deliver, new_id, require_model, state_of
 from stille.server.schemas.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
 from stille.server.streaming import DONE, event
-from stille.server.structured import compile_grammar, response_grammar
-from stille.server.tools import tool_use
 
 router = APIRouter(tags=["generation"])
 
@@ -35,16 +33,8 @@ async def create_chat_completion(request: Request, body: ChatCompletionRequest) 
     if body.top_logprobs is not None and not body.logprobs:
         message = "top_logprobs is only allowed with logprobs=true."
         raise ApiError(400, message, code="incompatible_parameters", param="top_logprobs")
-    use = tool_use(body)
-    grammar = await (response_grammar(body.response_format) if use is None else run_in_threadpool(use.grammar))
-    params = sampling_params(body, body.token_limit(), body.logprobs_count(), grammar)
-    params = with_effort(params, body.reasoning_effort, state.engine.experts)
-    await compile_grammar(state.engine, params)
-    prompt = await state.prompts.chat(body.messages, () if use is None else use.tools)
-    answer: AnswerMaker = ChatAnswer if use is None else use.answer
     answer_id = new_id("chatcmpl")
-    generation = Generation(state.engine, answer_id, [prompt], params)
-    generation.start("messages", state.settings.max_choices)
+    generation, answer = await start_chat(state, body, answer_id)
     head = {"id": answer_id, "object": "chat.completion", "created": int(time.time()), "model": model}
     return await deliver(
         request,

@@ -151,6 +151,7 @@ class AnswerMessage(ResponseBody):
     role: Literal["assistant"] = "assistant"
     content: str | None
     refusal: None = None
+    annotations: EmptyList = []
     tool_calls: list[ToolCall] | None = None
 
 
