@@ -81,6 +81,7 @@ class EngineCore:
         self._queued: dict[str, Request] = {}  # not admitted yet
         self._depth = executor.async_depth if config.async_depth is None else config.async_depth
         self._launched: deque[tuple[Plan, StepHandle]] = deque()
+        self._unsaid: list[tuple[Sequence, int]] = []  # tokens taken in whose text is not made yet
         self._decode_rows = min(config.max_decode_rows, max_num_batched_tokens)
         self.speculator: Speculator | None = None
         if config.max_draft_tokens:
@@ -194,7 +195,10 @@ class EngineCore:
         if request is None:
             return []
         now = time.perf_counter()
-        return [self._end(s, "", [], "abort", None, now) for s in request.sequences if s.status is not Status.FINISHED]
+        deltas: list[OutputDelta] = []
+        self._say(deltas)
+        left = [s for s in request.sequences if s.status is not Status.FINISHED]
+        return deltas + [self._end(s, "", [], "abort", None, now) for s in left]
 
     def abort_all(self) -> list[OutputDelta]:
         """Ends every request and waits for the steps in flight, so that all pages and slots are free."""
@@ -267,6 +271,7 @@ class EngineCore:
             draft = self.speculator.goes_on(len(set(plan.step.slots.tolist())))
         handle = self.runner.launch(plan.step, self._allowed(plan, guesses, deltas), guesses, draft)
         self._launched.append((plan, handle))
+        self._say(deltas)
         self.metrics.steps += 1
         self.metrics.step_seqs.observe(plan.step.num_seqs)
         self.metrics.step_tokens.observe(plan.step.num_tokens)
@@ -326,18 +331,22 @@ class EngineCore:
         sampled = plan.step.sample
         ends = np.cumsum(plan.step.lengths) - 1
         inputs, offsets = plan.step.token_ids[ends[sampled]].tolist(), plan.offsets[sampled].tolist()
-        grown: list[tuple[Sequence, list[int]]] = []
-        previous, right = -1, True  # what was sampled in the row before, and whether it counted
+        right: list[tuple[Sequence, int, list[int]]] = []  # sequences, their first rows, what is right from there on
+        previous, going = -1, True
         for row, (sequence, token) in enumerate(zip(_sampled(plan), output.token_ids, strict=True)):
             if offsets[row] == 0:
-                grown.append((sequence, []))
-                right = True
+                right.append((sequence, row, []))
+                going = True
             else:
-                right = right and inputs[row] == previous and sequence.status is not Status.FINISHED
+                going = going and inputs[row] == previous
             previous = token
-            if right:
-                grown[-1][1].append(token)
-                deltas.append(self._take(sequence, token, row, output.logprobs, now))
+            if going:
+                right[-1][2].append(token)
+        grown = [
+            (sequence, tokens[: self._take_all(sequence, tokens, row, output.logprobs, now, deltas)])
+            for sequence, row, tokens in right
+            if sequence.status is not Status.FINISHED
+        ]
         still = [(sequence, tokens) for sequence, tokens in grown if sequence.status is not Status.FINISHED]
         if still:
             self.runner.accept([sequence.slot for sequence, _ in still], [tokens for _, tokens in still])
@@ -346,21 +355,46 @@ class EngineCore:
             if sequence.status is Status.DECODE:
                 self.scheduler.checked(sequence)
 
+    def _take_all(
+        self,
+        sequence: Sequence,
+        tokens: list[int],
+        row: int,
+        logprobs: Logprobs | None,
+        now: float,
+        deltas: list[OutputDelta],
+    ) -> int:
+        """As `_take`, for tokens of successive rows; returns how many the answer took before it ended.
+
+        Where a device waits meanwhile, what needs no text to go on becomes text once the next step is on its way.
+        """
+        params = sequence.request.params
+        later = self._depth > 0 and not params.stop and params.logprobs is None and sequence.matcher is None
+        for place, token in enumerate(tokens):
+            if later and token not in sequence.stop_ids and len(sequence.tokens) + 1 < sequence.limit:
+                self._grow(sequence, token, now)
+                self._unsaid.append((sequence, token))
+                continue
+            self._say(deltas)
+            deltas.append(self._take(sequence, token, row + place, logprobs, now))
+            if sequence.status is Status.FINISHED:
+                return place + 1
+        return len(tokens)
+
+    def _say(self, deltas: list[OutputDelta]) -> None:
+        """Tokens that were taken in without text become pieces of answers."""
+        for sequence, group in itertools.groupby(self._unsaid, key=lambda entry: entry[0]):
+            tokens = [token for _, token in group]
+            text = "".join(sequence.text.push(token)[0] for token in tokens)
+            deltas.append(OutputDelta(sequence.request.request_id, sequence.index, text, tokens))
+        self._unsaid.clear()
+
     def _take(self, sequence: Sequence, token: int, row: int, logprobs: Logprobs | None, now: float) -> OutputDelta:
         """Appends a token to its answer and says what that gives the consumer."""
         request, tokens = sequence.request, sequence.tokens
-        tokens.append(token)
-        if (len(tokens) - 1) % PAGE_SIZE == 0:
-            self.scheduler.page_filled(sequence)
-        self.metrics.generation_tokens += 1
-        if sequence.last_token_at:
-            self.metrics.inter_token.observe(now - sequence.last_token_at)
-        else:
-            self.metrics.ttft.observe(now - request.arrival)
-        sequence.last_token_at = now
+        self._grow(sequence, token, now)
         if sequence.matcher is not None and not sequence.matcher.consume(token):
             return self._end(sequence, "", [token], "error", None, now)
-
         details = None
         if logprobs is not None and request.params.logprobs is not None:
             details = [self._describe(token, row, logprobs, request.params.logprobs)]
@@ -377,6 +411,17 @@ class EngineCore:
             reason = "length" if stop is None else "stop"
             return self._end(sequence, text + rest, [token], reason, stop, now, details)
         return OutputDelta(request.request_id, sequence.index, text, [token], details)
+
+    def _grow(self, sequence: Sequence, token: int, now: float) -> None:
+        sequence.tokens.append(token)
+        if (len(sequence.tokens) - 1) % PAGE_SIZE == 0:
+            self.scheduler.page_filled(sequence)
+        self.metrics.generation_tokens += 1
+        if sequence.last_token_at:
+            self.metrics.inter_token.observe(now - sequence.last_token_at)
+        else:
+            self.metrics.ttft.observe(now - sequence.request.arrival)
+        sequence.last_token_at = now
 
     def _end(
         self,

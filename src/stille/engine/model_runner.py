@@ -123,6 +123,7 @@ class ModelRunner:
         fed_back = int(np.count_nonzero(step.token_ids < 0))
         if fed_back == 0:
             return to_device(step.token_ids, self.device)
+        self.state.send_last_tokens()
         if fed_back == step.num_seqs and sampled_slots is not None:  # all rows decode: their slots are there already
             return self.state.last_token.index_select(0, sampled_slots)
         ids_N = to_device(step.token_ids, self.device)

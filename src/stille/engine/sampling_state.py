@@ -27,6 +27,8 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
     return tensor.to(device, copy=True)
 
 
+_KEPT_BATCHES = 32
+
 # For a byte of a mask, 0 where a bit is set and minus infinity where not, lowest bit first: three times as fast to add
 # as masks of booleans are to apply.
 _BYTE_TO_BIAS = np.where(
@@ -121,8 +123,8 @@ class SamplingState:
         self._free_rows: list[int] = []
         self._counts = torch.zeros(0, vocab_size, dtype=torch.int32, device=device)
         self._in_prompt = torch.zeros(0, vocab_size, dtype=torch.bool, device=device)
-        self._batch_key: tuple[bytes, bytes] | None = None
-        self._batch: SampledRows | None = None
+        self._batches: dict[tuple[bytes, bytes], SampledRows] = {}  # as described last, while the slots stay the same
+        self._unsent: dict[int, int] = {}  # slots whose last token the device does not have yet
 
     def assign(
         self, slot: int, params: SamplingParams, seed: int, prompt_ids: Seq[int], output_ids: Seq[int] = ()
@@ -136,7 +138,8 @@ class SamplingState:
         self._biased[slot] = bool(params.logit_bias)
         self._logprobs[slot] = -1 if params.logprobs is None else params.logprobs
         self.next_index[slot] = len(output_ids)
-        self._batch_key = None
+        self._batches.clear()
+        self._unsent.pop(slot, None)
         if self._table_row[slot] >= 0:
             self._free_rows.append(int(self._table_row[slot]))
             self._table_row[slot] = -1
@@ -151,10 +154,14 @@ class SamplingState:
     def rows_of(self, slots: np.ndarray, sample: np.ndarray) -> SampledRows | None:
         """How to sample the rows of a step with `sample` set; None if there are none."""
         key = (slots.tobytes(), sample.tobytes())
-        if key != self._batch_key:
-            self._batch = self._describe(slots, sample) if sample.any() else None
-            self._batch_key = key
-        return self._batch
+        batch = self._batches.get(key)
+        if batch is None:
+            if not sample.any():
+                return None
+            if len(self._batches) >= _KEPT_BATCHES:
+                self._batches.clear()
+            batch = self._batches[key] = self._describe(slots, sample)
+        return batch
 
     def sample(
         self,
@@ -192,9 +199,7 @@ class SamplingState:
     def accept(self, slots: Seq[int], tokens: Seq[Seq[int]]) -> None:
         """Moves slots on by the tokens, at least one each, that a step with guesses gave."""
         self.next_index[list(slots)] += [len(each) for each in tokens]
-        self.last_token.index_copy_(
-            0, self._send(np.array(slots, np.int64)), self._send(np.array([each[-1] for each in tokens], np.int64))
-        )
+        self._unsent |= {slot: each[-1] for slot, each in zip(slots, tokens, strict=True)}
         used = [
             (self._table_row[slot], token)
             for slot, each in zip(slots, tokens, strict=True)
@@ -204,6 +209,13 @@ class SamplingState:
         if used:
             table, chosen = (self._send(np.array(column, np.int64)) for column in zip(*used, strict=True))
             self._counts.index_put_((table, chosen), torch.ones_like(chosen, dtype=torch.int32), accumulate=True)
+
+    def send_last_tokens(self) -> None:
+        """Before `last_token` is read: what `accept` has left to be sent."""
+        if self._unsent:
+            slots, tokens = (np.array(list(part), np.int64) for part in (self._unsent, self._unsent.values()))
+            self.last_token.index_copy_(0, self._send(slots), self._send(tokens))
+            self._unsent.clear()
 
     def _move_on(self, tokens: Tensor, rows: SampledRows) -> None:
         self.next_index[rows.host_slots] += 1

@@ -176,10 +176,11 @@ class Speculator:
         if answer.matcher is not None:
             for token in answer.matcher.forced()[:most]:
                 self._append(draft, token, ("forced",), 0.9)
+        greedy = answer.request.params.greedy
         suffix = answer.tokens[-LONGEST:] + draft.tokens
         room = most - len(draft.tokens)
-        own_draft = self._follow("own", own, suffix, room)
-        past_draft = self._follow("past", self._past, suffix, room)
+        own_draft = self._follow("own", own, suffix, room, greedy)
+        past_draft = self._follow("past", self._past, suffix, room, greedy)
         best = own_draft if own_draft.expected >= past_draft.expected else past_draft
         draft.tokens += best.tokens
         draft.chances += best.chances
@@ -188,7 +189,7 @@ class Speculator:
         if known == len(answer.tokens):
             head = Draft()
             for place, (token, chance) in enumerate(zip(tokens[:most], chances, strict=False)):
-                self._append(head, token, ("head", place, int(10 * chance)), chance)
+                self._append(head, token, ("head", place, int(10 * chance), greedy), chance)
             if head.expected > draft.expected:
                 draft = head
         end = next((place for place, token in enumerate(draft.tokens) if token in answer.stop_ids), None)
@@ -198,14 +199,15 @@ class Speculator:
             draft.cut(answer.matcher.valid(draft.tokens))
         return draft
 
-    def _follow(self, name: str, history: History, suffix: list[int], most: int) -> Draft:
+    def _follow(self, name: str, history: History, suffix: list[int], most: int, greedy: bool) -> Draft:
         draft = Draft()
         if most <= 0:
             return draft
         tokens, shares, length = history.follow(suffix, most)
         for token, share in zip(tokens, shares, strict=True):
             length = min(LONGEST, length + 1)
-            self._append(draft, token, (name, length, int(4 * share)), share * (1 - 2 / (length + 2)))
+            # Chance starts low: a guess that was not made costs less than a wrong one, and long agreement says enough.
+            self._append(draft, token, (name, length, int(4 * share), greedy), 0.8 * share * (1 - 2 / (length + 1)))
         return draft
 
     def _append(self, draft: Draft, token: int, kind: tuple[Any, ...], estimate: float) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from stille.kernels.fused.configs import LinearConfig, linear_config
 from stille.kernels.paged.triton_write import finish_head
+from stille.kernels.triton_early import prefetch
 from stille.kernels.triton_support import PAGE, next_power_of_2
 
 
@@ -52,9 +53,7 @@ def project(
             LINES: tl.constexpr = 16 if K <= 1024 else 32 if K <= 2048 else 64
             line = tl.minimum(tl.arange(0, LINES) * 64, K - 1)  # 128 bytes of half precision
             at = w_ptr + tl.where(column_mask, columns, 0).to(tl.int64)[:, None] * K + line[None, :]
-            tl.inline_asm_elementwise(
-                "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [at.to(tl.int64)], tl.int32, is_pure=False, pack=1
-            )
+            prefetch(at)
             tl.extra.cuda.gdc_wait()
             tl.extra.cuda.gdc_launch_dependents()
         x_at = x_ptr + rows.to(tl.int64)[:, None] * K

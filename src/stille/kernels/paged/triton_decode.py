@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from stille.kernels.triton_early import prefetch
 from stille.kernels.triton_support import PAGE, next_power_of_2
 
 LOG2_E = 1.4426950408889634
@@ -48,14 +49,12 @@ def decode_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    LINES: tl.constexpr,  # of 128 bytes of half precision in a row of a page, a power of two
     R: tl.constexpr,  # neighbouring rows that are one sequence at successive positions
     HAS_ROWS: tl.constexpr,
     TABLE_STRIDE_ON_DEVICE: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
     split = tl.program_id(0)
     kv_head = tl.program_id(1)
     kv_heads = tl.num_programs(1)
@@ -83,12 +82,23 @@ def decode_kernel(
     d_mask = d < D
     gd_mask = g_mask[:, None] & d_mask[None, :]
     head_at = (kv_head * G + g % G)[:, None] * D + d[None, :]
+    first = split * per_split
+    if PDL:
+        # Nothing so far depends on the launch before, nor do keys and values but the newest: until it has ended, the
+        # first tile is fetched into the L2 cache.
+        t = first * BLOCK_T + tl.arange(0, BLOCK_T)
+        page = tl.load(table_ptr + t // PAGE, mask=t < length, other=0).to(tl.int64)
+        line = tl.arange(0, LINES) * 64  # 128 bytes of half precision
+        at = ((page * kv_heads + kv_head) * PAGE + t % PAGE)[:, None] * D + tl.minimum(line, D - 1)[None, :]
+        prefetch(k_pages_ptr + at)
+        prefetch(v_pages_ptr + at)
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     q = tl.load(q_ptr + row.to(tl.int64)[:, None] * q_stride + head_at, mask=gd_mask, other=0.0)
 
     top = tl.full([BLOCK_G], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_G], tl.float32)
     acc = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
-    first = split * per_split
     for tile in range(first, tl.minimum(first + per_split, tiles)):
         t = tile * BLOCK_T + tl.arange(0, BLOCK_T)
         t_mask = t < length
@@ -272,8 +282,8 @@ def decode_attention(
             table_stride, q_SHD.stride(0), out.stride(0), scale * LOG2_E,
             G=group, D=head_dim, PAGE=PAGE, SPLITS=config.splits, MIN_TILES=config.min_tiles,
             BLOCK_T=config.block_t, BLOCK_G=max(16, next_power_of_2(together * group)),
-            BLOCK_D=max(16, next_power_of_2(head_dim)), R=together, HAS_ROWS=rows_S is not None,
-            TABLE_STRIDE_ON_DEVICE=isinstance(table_stride, Tensor), PDL=pdl,
+            BLOCK_D=max(16, next_power_of_2(head_dim)), LINES=next_power_of_2(triton.cdiv(head_dim, 64)), R=together,
+            HAS_ROWS=rows_S is not None, TABLE_STRIDE_ON_DEVICE=isinstance(table_stride, Tensor), PDL=pdl,
             num_warps=config.warps, num_stages=config.stages, **extra,
         )  # fmt: skip
     return out
