@@ -39,7 +39,9 @@ class Steps:
 
 def main() -> int:
     options = parse()
-    llm = LLM(model=options.model, max_num_seqs=options.batch, max_model_len=1024, prefix_caching=False)
+    llm = LLM(
+        model=options.model, max_num_seqs=options.batch, max_model_len=1024, prefix_caching=False, max_draft_tokens=0
+    )
     prompts = [f"{number}. {PROMPT}" for number in range(options.batch)]
     params = SamplingParams(max_tokens=options.tokens, temperature=0, ignore_eos=True)
 

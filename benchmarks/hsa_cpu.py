@@ -179,7 +179,9 @@ class Reader:
     def __init__(self, threads: int, hsa: HSAConfig | None):
         loaded = load_model(resolve(DEFAULT_MODEL), progress=False)
         fields = {} if hsa is None else {"attention": "hsa", "hsa": hsa}
-        config = EngineConfig(dtype="int4", device="cpu", threads=threads, kv_cache_tokens=8192, **fields)
+        config = EngineConfig(
+            dtype="int4", device="cpu", threads=threads, kv_cache_tokens=8192, max_draft_tokens=0, **fields
+        )
         self.executor = CpuExecutor(loaded.model, config.resolve(loaded.config))
         self.executor.warmup()
 

@@ -24,8 +24,8 @@ class StilleSide:
         self.budget = budget
         # One sequence at a time, and every prompt is computed: a cached prefix would be no prefill.
         self.core = build_engine(
-            EngineConfig(model=path, dtype=dtype, device="cpu", threads=threads, max_num_seqs=1, max_model_len=context,
-                         kv_cache_tokens=context, prefix_caching=False),
+            EngineConfig(model=path, dtype=dtype, device="cpu", threads=threads, max_num_seqs=1, max_draft_tokens=0,
+                         max_model_len=context, kv_cache_tokens=context, prefix_caching=False),
             progress=False,
         ).core  # fmt: skip
         self.executor = self.core.runner.executor

@@ -50,7 +50,7 @@ def command(
         threads=threads,
         attention=attention,
         hsa_budget=hsa_budget,
-        max_draft_tokens=max_draft_tokens,
+        max_draft_tokens=max_draft_tokens or 0,  # every run has the same answers: they would be guessed
         draft=draft,
         max_num_seqs=max(sizes),
         max_model_len=length,

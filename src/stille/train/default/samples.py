@@ -171,6 +171,7 @@ class Writer:
             self._llm = LLM(
                 model=source, device=self.device, dtype="bf16" if large else "auto", max_num_seqs=s.sequences,
                 max_model_len=length, kv_cache_tokens=length * int(s.sequences or 1) if large else None, seed=s.seed,
+                max_draft_tokens=0,
             )  # fmt: skip
         return self._llm
 
