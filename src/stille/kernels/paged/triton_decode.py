@@ -86,12 +86,12 @@ def decode_kernel(
     if PDL:
         # Nothing so far depends on the launch before, nor do keys and values but the newest: until it has ended, the
         # first tile is fetched into the L2 cache.
-        t = first * BLOCK_T + tl.arange(0, BLOCK_T)
-        page = tl.load(table_ptr + t // PAGE, mask=t < length, other=0).to(tl.int64)
-        line = tl.arange(0, LINES) * 64  # 128 bytes of half precision
-        at = ((page * kv_heads + kv_head) * PAGE + t % PAGE)[:, None] * D + tl.minimum(line, D - 1)[None, :]
-        prefetch(k_pages_ptr + at)
-        prefetch(v_pages_ptr + at)
+        token = first * BLOCK_T + tl.arange(0, BLOCK_T)
+        early_page = tl.load(table_ptr + token // PAGE, mask=token < length, other=0).to(tl.int64)
+        line = tl.minimum(tl.arange(0, LINES) * 64, D - 1)  # 128 bytes of half precision
+        early_at = ((early_page * kv_heads + kv_head) * PAGE + token % PAGE)[:, None] * D + line[None, :]
+        prefetch(k_pages_ptr + early_at)
+        prefetch(v_pages_ptr + early_at)
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     q = tl.load(q_ptr + row.to(tl.int64)[:, None] * q_stride + head_at, mask=gd_mask, other=0.0)
