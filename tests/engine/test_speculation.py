@@ -310,7 +310,7 @@ def test_costs_follow_what_steps_take():
     assert curve(1) == pytest.approx(1.0)
     assert curve(1) <= curve(2) <= curve(4)
     curve.observe(1, 1e9)  # one disturbed step
-    assert curve(1) < 1.2
+    assert curve(1) < 1.5
 
 
 def test_calibration_moves_from_the_estimate_to_what_was_seen():

@@ -29,7 +29,7 @@ from stille.engine.sampling_params import SamplingParams
 from stille.engine.sampling_state import AllowedTokens, Guesses
 from stille.engine.scheduler import Plan, Scheduler
 from stille.engine.sequence import Request, Sequence, Status
-from stille.engine.speculate import MOST_SEQUENCES, Costs, Speculator
+from stille.engine.speculate import Costs, Speculator
 from stille.engine.stats import EngineStats, Metrics
 from stille.errors import ConfigError, InvalidRequestError, PromptTooLongError, QueueFullError
 
@@ -215,8 +215,8 @@ class EngineCore:
     def step(self) -> list[OutputDelta]:
         """Launches a step if there is something to compute and reads one if enough are in flight."""
         deltas: list[OutputDelta] = []
-        guesses = self._guess(deltas)
         begun = time.perf_counter()
+        guesses = self._guess(deltas)
         plan = self.scheduler.schedule(guesses)
         if plan is not None:
             self._launch(plan, deltas)
@@ -250,7 +250,7 @@ class EngineCore:
             self._last_read = None
         else:
             since = self._last_read if self._depth else begun
-            if since is not None and not (asked and self._depth) and plan.step.num_seqs <= MOST_SEQUENCES:
+            if since is not None and not (asked and self._depth) and plan.step.num_seqs <= speculator.most_sequences:
                 speculator.costs.plain.observe(plan.step.num_seqs, now - since)
             self._last_read = now
 

@@ -46,6 +46,8 @@ class CpuExecutor:
         UnsupportedError: a layer kind or size without kernels, no numba, no POSIX threads.
     """
 
+    own_threads = True  # beside torch's, which should rest
+
     def __init__(self, model: StilleForCausalLM, config: EngineConfig, target: Target | None = None):
         if config.dtype not in _BITS:
             raise UnsupportedError(f"CpuExecutor packs weights to int4 or int8, not {config.dtype}")

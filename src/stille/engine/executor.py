@@ -127,6 +127,8 @@ class Executor(Protocol):
         routing: what its gates did; None: the model has no experts.
         drafter: guesses after a decode step; None: nothing does.
         hidden_size: C, of hidden states.
+
+    One that computes in threads of its own says so by a true `own_threads`: torch then samples in a single thread.
     """
 
     experts: ExpertRange | None

@@ -6,8 +6,9 @@ is the only place that waits.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,6 +79,7 @@ class ModelRunner:
         self.executor = executor
         self.device = torch.device(executor.device)
         self.state = SamplingState(max_seqs, executor.vocab_size, self.device)
+        self._alone = getattr(executor, "own_threads", False)
 
     def assign(
         self, slot: int, params: SamplingParams, seed: int, prompt_ids: Seq[int], output_ids: Seq[int] = ()
@@ -106,7 +108,8 @@ class ModelRunner:
         if rows is None:
             return StepHandle(None, None, self.device)
         left = None if allowed is None else allowed()
-        tokens_R, logprobs = self.state.sample(logits_SV, rows, left, guesses)
+        with one_torch_thread() if self._alone else nullcontext():
+            tokens_R, logprobs = self.state.sample(logits_SV, rows, left, guesses)
         drafts = None
         if draft and self.executor.drafter is not None:
             first = np.flatnonzero(np.diff(step.slots, prepend=-1)).astype(np.int32)
@@ -130,6 +133,18 @@ class ModelRunner:
         slots = to_device(step.slots[:fed_back].astype(np.int64), self.device)
         ids_N[:fed_back] = self.state.last_token.index_select(0, slots)
         return ids_N
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Torch's other threads spin for a while after each operation, and would hinder an executor's own for
+    milliseconds (measured on 2 cores: 14.8 to 9.8 ms a step of 8)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _to_pinned(tensor: Tensor) -> Tensor:

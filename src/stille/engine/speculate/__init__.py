@@ -8,6 +8,6 @@ alone; with guesses of probability 1 it keeps no more of them than this does.)
 
 from stille.engine.speculate.history import History
 from stille.engine.speculate.policy import Costs
-from stille.engine.speculate.speculator import MOST_SEQUENCES, SpeculationStats, Speculator
+from stille.engine.speculate.speculator import SpeculationStats, Speculator
 
-__all__ = ["MOST_SEQUENCES", "Costs", "History", "SpeculationStats", "Speculator"]
+__all__ = ["Costs", "History", "SpeculationStats", "Speculator"]

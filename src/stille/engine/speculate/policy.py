@@ -64,13 +64,17 @@ class CostCurve:
         return place, max(0.0, (rows - self.rows[place]) / (self.rows[place + 1] - self.rows[place]))
 
     def observe(self, rows: int, seconds: float) -> None:
-        """A step of so many rows took so long. What is far off was disturbed and counts as less far off."""
+        """A step of so many rows took so long. What is far off was disturbed and counts as less far off.
+
+        Dearer is believed sooner than cheaper: who is too sure that guesses are cheap pays for it in every step.
+        """
         known = self(rows)
-        change = min(2.0, max(0.5, seconds / known)) - 1.0
+        change = min(3.0, max(0.5, seconds / known)) - 1.0
+        change *= 0.2 if change > 0 else 0.1
         place, share = self._place(rows)
-        self.seconds[place] *= 1 + 0.1 * (1 - share) * change
+        self.seconds[place] *= 1 + (1 - share) * change
         if share:
-            self.seconds[place + 1] *= 1 + 0.1 * share * change
+            self.seconds[place + 1] *= 1 + share * change
         for later in range(1, len(self.seconds)):  # more rows never take less time
             self.seconds[later] = max(self.seconds[later], self.seconds[later - 1])
 

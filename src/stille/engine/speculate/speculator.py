@@ -12,8 +12,9 @@ from stille.engine.speculate.policy import Calibration, Costs, choose
 if TYPE_CHECKING:
     from stille.engine.sequence import Sequence as Answer
 
-MOST_SEQUENCES = 32
-"""Sequences beyond which guessing is not tried: a step of many costs by its rows, and the host has enough to do."""
+MOST_SEQUENCES = {True: 8, False: 32}
+"""Sequences beyond which guessing is not tried, where steps overlap with the host and where not: a step of many costs
+by its rows, and the host has enough to do."""
 
 PAST_TOKENS = 100_000
 """Tokens of past answers that are kept to guess from."""
@@ -92,6 +93,7 @@ class Speculator:
         self.costs = costs
         self.stats = SpeculationStats()
         self._most = most
+        self.most_sequences = MOST_SEQUENCES[patient]
         self._patient = patient
         self._heads = heads
         self._head: dict[Answer, tuple[int, list[int], list[float]]] = {}  # tokens then, guesses, probabilities
@@ -103,7 +105,7 @@ class Speculator:
 
     def due(self, sequences: int) -> bool:
         """Whether to ask for guesses in the next step, in which so many sequences decode."""
-        if not 0 < sequences <= MOST_SEQUENCES:
+        if not 0 < sequences <= self.most_sequences:
             return False
         if self._wait:
             self._wait -= 1
