@@ -102,7 +102,7 @@ class Free(CostCurve):
     def __init__(self):
         super().__init__((1, 1000), (1.0, 1.0))
 
-    def observe(self, rows: int, seconds: float) -> None:
+    def observe(self, rows: int, sequences: int, seconds: float) -> None:
         pass
 
 

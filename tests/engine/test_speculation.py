@@ -46,7 +46,7 @@ SHAPE = {
 class Fixed(CostCurve):
     """A curve that nothing moves."""
 
-    def observe(self, rows, seconds):
+    def observe(self, rows, sequences, seconds):
         pass
 
 
@@ -290,7 +290,7 @@ def test_the_choice_is_at_least_as_good_as_any_other_of_its_kind(chances, steps,
                 expected += alive
             rows += count
         curve = costs.checked if sum(counts) else costs.plain
-        return expected / curve(rows) / (len(chances) / costs.plain(len(chances)))
+        return expected / curve(rows, len(chances)) / (len(chances) / costs.plain(len(chances), len(chances)))
 
     assert gain == pytest.approx(rate(taken))
     for length in range(7):
@@ -302,15 +302,15 @@ def test_the_choice_is_at_least_as_good_as_any_other_of_its_kind(chances, steps,
 
 def test_costs_follow_what_steps_take():
     curve = CostCurve((1, 2, 4), (1.0, 1.0, 2.0))
-    assert curve(3) == pytest.approx(1.5)
-    assert curve(8) == pytest.approx(4.0)
+    assert curve(3, 1) == pytest.approx(1.5)
+    assert curve(8, 1) == pytest.approx(4.0)
     for _ in range(200):
-        curve.observe(3, 3.0)
-    assert curve(3) == pytest.approx(3.0, rel=0.05)
-    assert curve(1) == pytest.approx(1.0)
-    assert curve(1) <= curve(2) <= curve(4)
-    curve.observe(1, 1e9)  # one disturbed step
-    assert curve(1) < 1.5
+        curve.observe(3, 1, 3.0)
+    assert curve(3, 1) == pytest.approx(3.0, rel=0.05)
+    assert curve(4, 1) == pytest.approx(4.0, rel=0.05)  # the same shape
+    assert curve(4, 4) == pytest.approx(2.0)  # other numbers of sequences are seen apart
+    curve.observe(1, 4, 1e9)  # one disturbed step
+    assert curve(1, 4) < 1.5
 
 
 def test_calibration_moves_from_the_estimate_to_what_was_seen():
@@ -325,7 +325,7 @@ def test_calibration_moves_from_the_estimate_to_what_was_seen():
 def test_costs_of_a_real_engine_are_measured(build):
     core = build()
     costs = Costs.measure(core.runner.executor, 9)
-    assert costs.plain.rows == [1, 2, 3, 4, 6, 8]
+    assert costs.plain.rows == [1, 2, 3, 4, 5, 8, 9]
     assert all(0 < a <= b for a, b in zip(costs.plain.seconds, costs.plain.seconds[1:], strict=False))
 
 

@@ -84,7 +84,7 @@ MaxDraftTokens = Annotated[
         min=0,
         max=64,
         help="Guesses that a step may check for one sequence (speculative decoding); 0: none. Answers stay the same. "
-        "Default: 16.",
+        "Default: 16 on a CPU, none on a GPU.",
         rich_help_panel=ENGINE,
         show_default=False,
     ),

@@ -45,7 +45,8 @@ class EngineConfig:
         hsa: its settings; None = `HSAConfig()`, with int8 and int4 a budget of 4,096. Only with attention "hsa".
         cuda_graphs: capture decode steps as CUDA graphs.
         max_draft_tokens: guesses of one sequence that a step may check (speculative decoding); 0 = never guess. It
-            changes no answer, and is left alone where it would not make them faster.
+            changes no answer, and is left alone where it is not expected to make them faster. None = 16 on CPU, 0 on
+            CUDA, where the host's part of it still costs more than most texts gain.
         draft: a draft head (`stille train draft`): a folder, or the name of a model that comes with one. auto = the
             model's own if it has one, none = guess without. On a CPU only in fp32.
         async_depth: steps in flight before the first is read; None = the executor's own (0 on CPU, 1 on CUDA).
@@ -69,7 +70,7 @@ class EngineConfig:
     attention: str = "full"
     hsa: HSAConfig | None = None
     cuda_graphs: bool = True
-    max_draft_tokens: int = 16
+    max_draft_tokens: int | None = None
     draft: str = "auto"
     async_depth: int | None = None
 
@@ -170,6 +171,9 @@ class EngineConfig:
             max_num_seqs=seqs,
             max_num_batched_tokens=tokens,
             hsa=hsa,
+            max_draft_tokens=(0 if device == "cuda" else 16)
+            if self.max_draft_tokens is None
+            else self.max_draft_tokens,
             max_queue=4 * seqs if self.max_queue is None else self.max_queue,
         )
 

@@ -246,12 +246,12 @@ class EngineCore:
         if plan is None or not plan.step.is_decode:
             self._last_read = None
         elif plan.offsets is not None:
-            speculator.costs.checked.observe(plan.step.num_seqs, now - begun)
+            speculator.costs.checked.observe(plan.step.num_seqs, int((plan.offsets == 0).sum()), now - begun)
             self._last_read = None
         else:
             since = self._last_read if self._depth else begun
             if since is not None and not (asked and self._depth) and plan.step.num_seqs <= speculator.most_sequences:
-                speculator.costs.plain.observe(plan.step.num_seqs, now - since)
+                speculator.costs.plain.observe(plan.step.num_seqs, plan.step.num_seqs, now - since)
             self._last_read = now
 
     def _launch(self, plan: Plan, deltas: list[OutputDelta]) -> None:

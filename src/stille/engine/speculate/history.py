@@ -33,6 +33,10 @@ class History:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def knows(self, suffix: Sequence[int]) -> bool:
+        """Whether `follow` would find anything."""
+        return tuple(suffix[-SHORTEST:]) in self._places
+
     def extend(self, tokens: Sequence[int]) -> None:
         """Appends to the text."""
         at = len(self.tokens)
@@ -69,7 +73,7 @@ class History:
             tokens; for each, the share of the places still followed that agree on it; and how many tokens before the
             first of them agree, 0 if the end was never seen.
         """
-        places = self._places.get(tuple(suffix[-SHORTEST:])) if len(suffix) >= SHORTEST else None
+        places = self._places.get(tuple(suffix[-SHORTEST:]))
         if not places:
             return [], [], 0
         text = self.tokens

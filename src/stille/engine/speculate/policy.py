@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import numpy as np
@@ -14,7 +13,25 @@ from stille.engine.executor import Executor, StepInput
 _PRIOR = 4.0
 _MEMORY = 400.0
 _HOST_SECONDS = 2e-4  # of a step of one sequence that cannot overlap, before any was seen
-_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+_SIZES = (
+    1,
+    2,
+    3,
+    4,
+    5,
+    8,
+    9,
+    12,
+    13,
+    16,
+    17,
+    24,
+    25,
+    32,
+    33,
+    48,
+    64,
+)  # kernels take rows in fours, graphs in powers of two
 
 
 class Calibration:
@@ -40,7 +57,9 @@ class Calibration:
 
 
 class CostCurve:
-    """Seconds of a step by its rows: linear between points, which move towards what steps really take.
+    """Seconds of a step: by its rows, linear between points, times a factor that follows what steps really take.
+
+    The factor is one for each magnitude (power of two) of sequences, which is what the host's part depends on.
 
     Args:
         rows: ascending.
@@ -49,34 +68,21 @@ class CostCurve:
 
     def __init__(self, rows: Sequence[int], seconds: Sequence[float]):
         self.rows, self.seconds = list(rows), list(seconds)
+        self._factor: dict[int, float] = {}
 
-    def __call__(self, rows: int) -> float:
-        place, share = self._place(rows)
-        if place + 1 == len(self.rows):
-            return self.seconds[-1] * max(1.0, rows / self.rows[-1])
-        return (1 - share) * self.seconds[place] + share * self.seconds[place + 1]
+    def __call__(self, rows: int, sequences: int) -> float:
+        return self._shape(rows) * self._factor.get(sequences.bit_length(), 1.0)
 
-    def _place(self, rows: int) -> tuple[int, float]:
-        """The point at or before `rows`, and how far it is to the next one."""
-        place = max(0, bisect_left(self.rows, rows + 1) - 1)
-        if place + 1 == len(self.rows):
-            return place, 0.0
-        return place, max(0.0, (rows - self.rows[place]) / (self.rows[place + 1] - self.rows[place]))
+    def _shape(self, rows: int) -> float:
+        if rows >= self.rows[-1]:
+            return self.seconds[-1] * rows / self.rows[-1]
+        return float(np.interp(rows, self.rows, self.seconds))
 
-    def observe(self, rows: int, seconds: float) -> None:
-        """A step of so many rows took so long. What is far off was disturbed and counts as less far off.
-
-        Dearer is believed sooner than cheaper: who is too sure that guesses are cheap pays for it in every step.
-        """
-        known = self(rows)
-        change = min(3.0, max(0.5, seconds / known)) - 1.0
-        change *= 0.2 if change > 0 else 0.1
-        place, share = self._place(rows)
-        self.seconds[place] *= 1 + (1 - share) * change
-        if share:
-            self.seconds[place + 1] *= 1 + share * change
-        for later in range(1, len(self.seconds)):  # more rows never take less time
-            self.seconds[later] = max(self.seconds[later], self.seconds[later - 1])
+    def observe(self, rows: int, sequences: int, seconds: float) -> None:
+        """A step took so long. What is far off was disturbed and counts as less far off."""
+        known, place = self(rows, sequences), sequences.bit_length()
+        change = min(3.0, max(1 / 3, seconds / known)) - 1.0
+        self._factor[place] = self._factor.get(place, 1.0) * (1 + 0.15 * change)
 
 
 class Costs:
@@ -105,7 +111,7 @@ class Costs:
         """
         sizes = [size for size in _SIZES if size <= most] or [1]
         if executor.device.type == "cpu":
-            sizes = [size for size in sizes if size <= 16]
+            sizes = [size for size in sizes if size <= 17]
         seconds = np.maximum.accumulate([_step_seconds(executor, size) for size in sizes])
         host = _HOST_SECONDS if executor.async_depth else 0.0
         return cls(CostCurve(sizes, seconds.tolist()), CostCurve(sizes, (seconds + host).tolist()))
@@ -125,7 +131,7 @@ def _step_seconds(executor: Executor, rows: int) -> float:
         budgets=budgets,
     )
     ids = torch.zeros(rows, dtype=torch.int64, device=executor.device)
-    return min(_timed(lambda: executor.forward(step, ids), executor.device) for _ in range(3))
+    return min(_timed(lambda: executor.forward(step, ids), executor.device) for _ in range(2))
 
 
 def _timed(run: Callable[[], object], device: torch.device) -> float:
@@ -158,11 +164,11 @@ def choose(sequences: int, chances: Iterable[Sequence[float]], costs: Costs, mos
             alive = min(alive * each, alive)
             survivors.append((alive, number))
     survivors.sort(key=lambda entry: -entry[0])
-    plain = sequences / costs.plain(sequences)
+    plain = sequences / costs.plain(sequences, sequences)
     best, best_count, expected = 1.0, 0, float(sequences)
     for count, (alive, _) in enumerate(survivors[:most], 1):
         expected += alive
-        ratio = expected / costs.checked(sequences + count) / plain
+        ratio = expected / costs.checked(sequences + count, sequences) / plain
         if ratio > best:
             best, best_count = ratio, count
     taken = [0] * len(drafts)

@@ -20,7 +20,7 @@ PAST_TOKENS = 100_000
 """Tokens of past answers that are kept to guess from."""
 
 _LEAST_GAIN = 1.02
-_LONGEST_PAUSE = 128
+_LONGEST_PAUSE = {True: 127, False: 3}  # steps without trying, where steps overlap with the host and where not
 
 
 @dataclass(slots=True)
@@ -126,8 +126,8 @@ class Speculator:
         if gain < _LEAST_GAIN:
             if len(answers) <= self._heads and not guessed:
                 return {}  # the head goes on from this step, then there is more to choose from
-            if self._patient:
-                self._pause = min(_LONGEST_PAUSE, 2 * self._pause + 1)
+            if not any(answer.matcher is not None for answer in answers) or self._patient:
+                self._pause = min(_LONGEST_PAUSE[self._patient], 2 * self._pause + 1)
                 self._wait = self._pause
             return {}
         self._pause = 0
@@ -175,6 +175,9 @@ class Speculator:
         if own is None:
             own = self._own[answer] = History()
         own.extend(answer.tokens[len(own) :])
+        nothing = answer.matcher is None and answer not in self._head
+        if nothing and not own.knows(answer.tokens) and not self._past.knows(answer.tokens):
+            return draft  # most steps of most texts
         if answer.matcher is not None:
             for token in answer.matcher.forced()[:most]:
                 self._append(draft, token, ("forced",), 0.9)
@@ -203,7 +206,7 @@ class Speculator:
 
     def _follow(self, name: str, history: History, suffix: list[int], most: int, greedy: bool) -> Draft:
         draft = Draft()
-        if most <= 0:
+        if most <= 0 or not history.knows(suffix):
             return draft
         tokens, shares, length = history.follow(suffix, most)
         for token, share in zip(tokens, shares, strict=True):
