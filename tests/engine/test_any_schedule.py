@@ -220,7 +220,7 @@ class Traffic(RuleBasedStateMachine):
 
     @invariant()
     def nothing_that_a_step_in_flight_writes_to_is_given_away(self):
-        for plan, _ in self.core._launched:
+        for plan, *_ in self.core._launched:
             step = plan.step
             for row, sequence in enumerate(plan.sequences):
                 assert sequence.slot == step.slots[row]

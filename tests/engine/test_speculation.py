@@ -13,7 +13,7 @@ from stille.engine.build import assemble
 from stille.engine.config import EngineConfig
 from stille.engine.grammar import Grammar
 from stille.engine.sampling_params import SamplingParams
-from stille.engine.speculate import Costs, History
+from stille.engine.speculate import Costs, History, speculator
 from stille.engine.speculate.history import LONGEST, PLACES, SHORTEST
 from stille.engine.speculate.policy import Calibration, CostCurve, choose
 from stille.errors import ConfigError, ModelNotFoundError, UnsupportedError
@@ -255,13 +255,42 @@ def test_history_follows_the_longest_agreement(text, cut, most):
     assert shares[0] == pytest.approx(first.count(tokens[0]) / len(first))
 
 
-def test_history_forgets_the_oldest():
-    history = History(capacity=100)
-    history.extend(range(250))
-    assert len(history) == 100
-    assert history.tokens[-1] == 249
-    assert history.follow([10, 11, 12], 3) == ([], [], 0)
-    assert history.follow([200, 201, 202], 3)[0] == [203, 204, 205]
+def test_past_answers_are_forgotten_in_the_end(build, run, monkeypatch):
+    monkeypatch.setattr(speculator, "PAST_TOKENS", 100)
+    core = build(prefix_caching=False)
+    params = SamplingParams(max_tokens=40, ignore_eos=True, seed=1)
+    first = run(core, {"a": (PROMPT, params)})["a"].outputs[0].token_ids
+    held = []
+    for number in range(8):
+        past, older = core.speculator._past, core.speculator._older
+        held.append(any(history.follow(first[:8], 3)[0] == first[8:11] for history in (past, older)))
+        assert len(past) + len(older) < 300
+        run(core, {"a": (PROMPT, SamplingParams(max_tokens=40, ignore_eos=True, seed=2 + number))})
+    assert held[0]
+    assert not held[-1]
+
+
+def test_guesses_never_take_a_prompts_place(build, run):
+    """A step as small as its sequences would have no room for prompts while an answer is guessed."""
+    core = build(max_num_seqs=8, max_num_batched_tokens=8, prefix_caching=False)
+    params = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
+    run(core, {"a": (PROMPT, params)})  # known now: guesses of it fill every step
+    core.add("a", PROMPT, params)
+    while not core.scheduler.decoding:
+        core.step()
+    for _ in range(2):
+        core.step()
+    core.add("b", PROMPT[:20], SamplingParams(temperature=0, max_tokens=1, ignore_eos=True))
+    ended = []
+    while not ended:
+        ended = [delta.request_id for delta in core.step() if delta.finish_reason]
+    assert ended == ["b"]
+    core.abort_all()
+
+
+def test_a_head_without_guesses_is_a_contradiction():
+    with pytest.raises(ConfigError, match="has no use"):
+        EngineConfig(draft="somewhere", max_draft_tokens=0)
 
 
 # Policy

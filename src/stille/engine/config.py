@@ -19,6 +19,7 @@ DTYPES = ("auto", "fp32", "bf16", "fp16", "int8", "int4")
 DEVICES = ("auto", "cpu", "cuda")
 ATTENTION = ("full", "hsa")
 
+_NO_HEAD = ("auto", "none")  # values of `draft` that name none
 _CPU_CACHE_BYTES = 384 << 20
 _CPU_CACHE_TOKENS_AT_LEAST = 8192
 
@@ -46,7 +47,7 @@ class EngineConfig:
         cuda_graphs: capture decode steps as CUDA graphs.
         max_draft_tokens: guesses of one sequence that a step may check (speculative decoding); 0 = never guess. It
             changes no answer, and is left alone where it is not expected to make them faster. None = 16 on CPU, 0 on
-            CUDA, where the host's part of it still costs more than most texts gain.
+            CUDA unless a draft head is named: there the host's part of it still costs more than most texts gain.
         draft: a draft head (`stille train draft`): a folder, or the name of a model that comes with one. auto = the
             model's own if it has one, none = guess without. On a CPU only in fp32.
         async_depth: steps in flight before the first is read; None = the executor's own (0 on CPU, 1 on CUDA).
@@ -79,6 +80,8 @@ class EngineConfig:
             raise ConfigError(f"model must be a name, a folder or a .gguf file, got {self.model!r}")
         if not self.draft or not isinstance(self.draft, str):
             raise ConfigError(f"draft must be auto, none, a folder or the name of a model, got {self.draft!r}")
+        if self.max_draft_tokens == 0 and self.draft not in _NO_HEAD:
+            raise ConfigError(f"max_draft_tokens is 0, so the draft head {self.draft!r} has no use: leave one out")
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("device", self.device, DEVICES)
         _one_of("attention", self.attention, ATTENTION)
@@ -171,11 +174,14 @@ class EngineConfig:
             max_num_seqs=seqs,
             max_num_batched_tokens=tokens,
             hsa=hsa,
-            max_draft_tokens=(0 if device == "cuda" else 16)
-            if self.max_draft_tokens is None
-            else self.max_draft_tokens,
+            max_draft_tokens=self._draft_tokens(device),
             max_queue=4 * seqs if self.max_queue is None else self.max_queue,
         )
+
+    def _draft_tokens(self, device: str) -> int:
+        if self.max_draft_tokens is not None:
+            return self.max_draft_tokens
+        return 0 if device == "cuda" and self.draft in _NO_HEAD else 16
 
     @property
     def max_decode_rows(self) -> int:

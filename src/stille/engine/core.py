@@ -80,7 +80,7 @@ class EngineCore:
         self.requests: dict[str, Request] = {}
         self._queued: dict[str, Request] = {}  # not admitted yet
         self._depth = executor.async_depth if config.async_depth is None else config.async_depth
-        self._launched: deque[tuple[Plan, StepHandle]] = deque()
+        self._launched: deque[tuple[Plan, StepHandle, Guesses | None]] = deque()
         self._unsaid: list[tuple[Sequence, int]] = []  # tokens taken in whose text is not made yet
         self._decode_rows = min(config.max_decode_rows, max_num_batched_tokens)
         self.speculator: Speculator | None = None
@@ -235,7 +235,7 @@ class EngineCore:
         if speculator is None or not speculator.due(len(decoding)):
             return None
         self._read_all(deltas)
-        return speculator.propose(decoding, self._decode_rows - len(decoding)) if decoding else None
+        return speculator.propose(decoding, self.scheduler.room_for_guesses(self._decode_rows)) if decoding else None
 
     def _note_cost(self, speculator: Speculator, plan: Plan | None, begun: float, asked: bool) -> None:
         """Times of steps that only decode: with guesses from their beginning, without from one reading to the next.
@@ -261,16 +261,15 @@ class EngineCore:
             self.runner.assign(sequence.slot, request.params, seed, request.prompt_ids, sequence.output_ids)
             if self._queued.pop(request.request_id, None) is not None:
                 self.metrics.queue_time.observe(time.perf_counter() - request.arrival)
-        guesses = None
+        guesses, sequences = None, plan.step.num_seqs
         if plan.offsets is not None:
             sampled = plan.step.sample
             ends = np.cumsum(plan.step.lengths) - 1
             guesses = Guesses(plan.offsets[sampled], plan.step.token_ids[ends[sampled]])
-        draft = False
-        if self.speculator is not None and plan.step.is_decode and plan.step.sample.all():
-            draft = self.speculator.goes_on(len(set(plan.step.slots.tolist())))
+            sequences = int(np.count_nonzero(plan.offsets == 0))
+        draft = self.speculator is not None and plan.step.is_decode and self.speculator.goes_on(sequences)
         handle = self.runner.launch(plan.step, self._allowed(plan, guesses, deltas), guesses, draft)
-        self._launched.append((plan, handle))
+        self._launched.append((plan, handle, guesses))
         self._say(deltas)
         self.metrics.steps += 1
         self.metrics.step_seqs.observe(plan.step.num_seqs)
@@ -309,12 +308,12 @@ class EngineCore:
             self._read_oldest(deltas)
 
     def _read_oldest(self, deltas: list[OutputDelta]) -> None:
-        plan, handle = self._launched.popleft()
+        plan, handle, guesses = self._launched.popleft()
         output = handle.result()
         self.scheduler.step_read(plan.number)
         now = time.perf_counter()
-        if plan.offsets is not None:
-            self._read_guessed(plan, output, now, deltas)
+        if guesses is not None:
+            self._read_guessed(_sampled(plan), guesses, output, now, deltas)
         else:
             for row, (sequence, token) in enumerate(zip(_sampled(plan), output.token_ids, strict=True)):
                 if sequence.status is not Status.FINISHED:  # else: one token too many
@@ -324,28 +323,15 @@ class EngineCore:
                 if sequence.status is Status.DECODE:
                     self.speculator.hear(sequence, tokens, chances)
 
-    def _read_guessed(self, plan: Plan, output: StepOutput, now: float, deltas: list[OutputDelta]) -> None:
-        """Takes of each sequence the tokens up to the first that a guess was wrong about."""
-        assert plan.offsets is not None
+    def _read_guessed(
+        self, sequences: list[Sequence], guesses: Guesses, output: StepOutput, now: float, deltas: list[OutputDelta]
+    ) -> None:
+        """Takes of each sequence (of the sampled rows) the tokens up to the first that a guess was wrong about."""
         assert self.speculator is not None
-        sampled = plan.step.sample
-        ends = np.cumsum(plan.step.lengths) - 1
-        inputs, offsets = plan.step.token_ids[ends[sampled]].tolist(), plan.offsets[sampled].tolist()
-        right: list[tuple[Sequence, int, list[int]]] = []  # sequences, their first rows, what is right from there on
-        previous, going = -1, True
-        for row, (sequence, token) in enumerate(zip(_sampled(plan), output.token_ids, strict=True)):
-            if offsets[row] == 0:
-                right.append((sequence, row, []))
-                going = True
-            else:
-                going = going and inputs[row] == previous
-            previous = token
-            if going:
-                right[-1][2].append(token)
         grown = [
-            (sequence, tokens[: self._take_all(sequence, tokens, row, output.logprobs, now, deltas)])
-            for sequence, row, tokens in right
-            if sequence.status is not Status.FINISHED
+            (sequences[row], tokens[: self._take_all(sequences[row], tokens, row, output.logprobs, now, deltas)])
+            for row, tokens in guesses.right(output.token_ids)
+            if sequences[row].status is not Status.FINISHED
         ]
         still = [(sequence, tokens) for sequence, tokens in grown if sequence.status is not Status.FINISHED]
         if still:
@@ -397,7 +383,7 @@ class EngineCore:
             return self._end(sequence, "", [token], "error", None, now)
         details = None
         if logprobs is not None and request.params.logprobs is not None:
-            details = [self._describe(token, row, logprobs, request.params.logprobs)]
+            details = [self.detokenizer.describe(token, row, logprobs, request.params.logprobs)]
         if token in sequence.stop_ids:
             text, stop = sequence.text.finish()
             if stop is None and token in request.params.stop_token_ids:
@@ -447,15 +433,6 @@ class EngineCore:
             self._queued.pop(request.request_id, None)
             self._finish_times.append(now)
         return OutputDelta(request.request_id, sequence.index, text, token_ids, logprobs, reason, stop, usage)
-
-    def _describe(self, token: int, row: int, logprobs: Logprobs, count: int) -> TokenLogprob:
-        def entry(token_id: int, value: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
-            raw = self.detokenizer.token_bytes(token_id)
-            return TokenLogprob(token_id, value, raw.decode("utf-8", "replace"), raw, top)
-
-        ids, values = logprobs.ids[row, :count].tolist(), logprobs.values[row, :count].tolist()
-        top = tuple(entry(i, value) for i, value in zip(ids, values, strict=True))
-        return entry(token, float(logprobs.chosen[row]), top)
 
     # Figures
 

@@ -11,7 +11,12 @@ import codecs
 import json
 import re
 from collections.abc import Sequence as Seq
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from stille.engine.outputs import TokenLogprob
+
+if TYPE_CHECKING:
+    from stille.engine.model_runner import Logprobs
 
 _REPLACEMENT = "\ufffd"
 _CONTEXT_TOKENS = 8
@@ -62,6 +67,17 @@ class Detokenizer:
         if found is None:
             found = self._bytes[token_id] = self._make_bytes(token_id)
         return found
+
+    def describe(self, token: int, row: int, logprobs: Logprobs, count: int) -> TokenLogprob:
+        """A token with its log-probability and those of the `count` likeliest, from a row of a step's."""
+
+        def entry(token_id: int, value: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
+            raw = self.token_bytes(token_id)
+            return TokenLogprob(token_id, value, raw.decode("utf-8", "replace"), raw, top)
+
+        ids, values = logprobs.ids[row, :count].tolist(), logprobs.values[row, :count].tolist()
+        top = tuple(entry(i, value) for i, value in zip(ids, values, strict=True))
+        return entry(token, float(logprobs.chosen[row]), top)
 
     def visible_bytes(self, token_id: int) -> bytes:
         """`token_bytes`, but nothing for special tokens, which do not appear in text."""

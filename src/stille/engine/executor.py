@@ -35,7 +35,9 @@ class StepInput:
     runs. Sequences that decode come first, then the prefill chunks.
 
     Attributes:
-        slots: int32[S], runner slot of each sequence, 0..max_num_seqs-1, no slot twice.
+        slots: int32[S], runner slot of each sequence, 0..max_num_seqs-1. Rows of one slot that follow each other
+            are guesses of one sequence being checked: one token each, at successive positions, attended like decode
+            rows of their own, each over the keys of those before. No slot is there twice otherwise.
         starts: int32[S], position of the first token computed now = tokens already in the cache.
         lengths: int32[S], tokens computed now, at least 1.
         token_ids: int64[N], sequence after sequence; -1 = the slot's last sampled token, which only the device knows

@@ -84,6 +84,20 @@ class Guesses:
     offset_R: np.ndarray
     tokens_R: np.ndarray
 
+    def right(self, sampled: Seq[int]) -> list[tuple[int, list[int]]]:
+        """Of each slot its first row, and what was sampled from there on, up to the first wrong guess."""
+        found: list[tuple[int, list[int]]] = []
+        going, previous = True, -1
+        rows = zip(self.offset_R.tolist(), self.tokens_R.tolist(), sampled, strict=True)
+        for row, (offset, guess, token) in enumerate(rows):
+            if offset == 0:
+                found.append((row, []))
+            going = offset == 0 or (going and guess == previous)
+            previous = token
+            if going:
+                found[-1][1].append(token)
+        return found
+
 
 @dataclass(slots=True)
 class SampledRows:

@@ -86,6 +86,17 @@ class Scheduler:
     def num_running(self) -> int:
         return len(self.prefilling) + len(self.decoding)
 
+    def room_for_guesses(self, rows: int) -> int:
+        """How many guesses the next step takes, of whose rows so many may decode.
+
+        Where prompts can be read beside them they leave these half of the step, and all of it where prompts have to
+        reach a place to be cut at.
+        """
+        room = rows - len(self.decoding)
+        if not (self.prefilling or (self.waiting and self._free_slots)):
+            return room
+        return 0 if self._cut is not None else min(room, (self.max_num_batched_tokens - len(self.decoding)) // 2)
+
     @property
     def in_flight(self) -> bool:
         return self.launched > self.read

@@ -19,15 +19,10 @@ PLACES = 8
 
 
 class History:
-    """A text that grows, indexed by its n-grams of SHORTEST tokens.
+    """A text that grows, indexed by its n-grams of SHORTEST tokens."""
 
-    Args:
-        capacity: tokens to keep; when twice as many are held, the older half is forgotten. None: all.
-    """
-
-    def __init__(self, capacity: int | None = None):
+    def __init__(self) -> None:
         self.tokens: list[int] = []
-        self._capacity = capacity
         self._places: dict[tuple[int, ...], list[int]] = {}  # an n-gram -> where what follows it begins
 
     def __len__(self) -> int:
@@ -39,16 +34,8 @@ class History:
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Appends to the text."""
-        at = len(self.tokens)
-        self.tokens.extend(tokens)
-        self._index(max(at, SHORTEST))
-        if self._capacity is not None and len(self.tokens) > 2 * self._capacity:
-            self.tokens = self.tokens[-self._capacity :]
-            self._places.clear()
-            self._index(SHORTEST)
-
-    def _index(self, start: int) -> None:
-        text, places = self.tokens, self._places
+        text, places, start = self.tokens, self._places, max(len(self.tokens), SHORTEST)
+        text.extend(tokens)
         for end in range(start, len(text)):
             name = tuple(text[end - SHORTEST : end])
             known = places.get(name)

@@ -13,25 +13,8 @@ from stille.engine.executor import Executor, StepInput
 _PRIOR = 4.0
 _MEMORY = 400.0
 _HOST_SECONDS = 2e-4  # of a step of one sequence that cannot overlap, before any was seen
-_SIZES = (
-    1,
-    2,
-    3,
-    4,
-    5,
-    8,
-    9,
-    12,
-    13,
-    16,
-    17,
-    24,
-    25,
-    32,
-    33,
-    48,
-    64,
-)  # kernels take rows in fours, graphs in powers of two
+# Kernels for CPUs take rows one by one, graphs powers of two: a point on both sides of each.
+_SIZES = (1, 2, 3, 4, 5, 8, 9, 12, 13, 16, 17, 24, 25, 32, 33, 48, 64)
 
 
 class Calibration:

@@ -17,7 +17,7 @@ MOST_SEQUENCES = {True: 8, False: 32}
 by its rows, and the host has enough to do."""
 
 PAST_TOKENS = 100_000
-"""Tokens of past answers that are kept to guess from."""
+"""Tokens of past answers after which a new history is begun; the one before is kept until the next."""
 
 _LEAST_GAIN = 1.02
 _LONGEST_PAUSE = {True: 127, False: 3}  # steps without trying, where steps overlap with the host and where not
@@ -98,7 +98,7 @@ class Speculator:
         self._heads = heads
         self._head: dict[Answer, tuple[int, list[int], list[float]]] = {}  # tokens then, guesses, probabilities
         self._calibration = Calibration()
-        self._past = History(PAST_TOKENS)
+        self._past, self._older = History(), History()
         self._own: dict[Answer, History] = {}
         self._checking: dict[Answer, Draft] = {}
         self._pause, self._wait = 0, 0
@@ -165,6 +165,8 @@ class Speculator:
         self._head.pop(answer, None)
         if len(answer.tokens) > answer.num_prompt:
             self._past.extend(answer.output_ids)
+            if len(self._past) >= PAST_TOKENS:
+                self._past, self._older = History(), self._past
 
     def _draft(self, answer: Answer) -> Draft:
         most = min(self._most, answer.limit - len(answer.tokens) - 1)
@@ -176,7 +178,7 @@ class Speculator:
             own = self._own[answer] = History()
         own.extend(answer.tokens[len(own) :])
         nothing = answer.matcher is None and answer not in self._head
-        if nothing and not own.knows(answer.tokens) and not self._past.knows(answer.tokens):
+        if nothing and not any(history.knows(answer.tokens) for history in (own, self._past, self._older)):
             return draft  # most steps of most texts
         if answer.matcher is not None:
             for token in answer.matcher.forced()[:most]:
@@ -185,7 +187,8 @@ class Speculator:
         suffix = answer.tokens[-LONGEST:] + draft.tokens
         room = most - len(draft.tokens)
         own_draft = self._follow("own", own, suffix, room, greedy)
-        past_draft = self._follow("past", self._past, suffix, room, greedy)
+        past = self._past if self._past.knows(suffix) else self._older
+        past_draft = self._follow("past", past, suffix, room, greedy)
         best = own_draft if own_draft.expected >= past_draft.expected else past_draft
         draft.tokens += best.tokens
         draft.chances += best.chances
