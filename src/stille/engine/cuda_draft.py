@@ -76,6 +76,8 @@ class FusedDrafter:
         self._ids[:rows].copy_(ids_R)
         self._places[:, :sequences].copy_(to_device(np.stack((first, count)).astype(np.int32), self._places.device))
         if self._use_graphs:
+            if sequences not in self._graphs:
+                self._capture(sequences)
             self._graphs[sequences].replay()
         else:
             self._run(sequences)

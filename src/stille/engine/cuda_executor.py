@@ -166,7 +166,9 @@ class CudaExecutor:
         sequences, together = step.num_seqs, 1
         rows = next(size for size in self._sizes if size >= sequences)
         if self._together and sequences > 1 and (step.slots == step.slots[0]).all():
-            rows = together = next((size for size in self._together if size >= sequences), 1)
+            fitting = next((size for size in self._together if size >= sequences), None)
+            if fitting is not None:
+                rows = together = fitting
         self._inputs.load(step, ids_S, rows, self._staging)
         if not self._use_graphs:
             self._decode_rows(rows, together)
