@@ -238,13 +238,31 @@ def test_descriptions_are_the_methods():
     assert Grammar.of({"json_schema": {"type": "object"}}) == Grammar.json_object()
 
 
-@pytest.mark.parametrize("count", [1, 9])
+@pytest.mark.parametrize("count", [1, 40])
 def test_masks_are_bits_of_the_vocabulary(make_engine, tokenizer, count):
     core = make_engine(eos=(EOS,)).core
     mask_MW = core.grammars.masks([core.grammars.matcher(Grammar.regex("[xy]")) for _ in range(count)])
     assert mask_MW.shape == (count, 10)
     for allowed_V in _bits(mask_MW):
         assert {tokenizer.decode([i]) for i in np.flatnonzero(allowed_V)} == {"x", "y"}
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "allowed"),
+    [
+        ({"properties": {"a": {"type": "integer"}}}, r'{"\u0061": "x"}', False),  # the listed key, written otherwise
+        ({"patternProperties": {"^a": {"type": "integer"}}}, r'{"\u0061": "x"}', False),
+        ({"properties": {"a": {"type": "integer"}}}, r'{"\ud8cd": 1}', False),  # half a character
+        ({"properties": {"a": {"type": "integer"}}}, r'{"b\n": "\"x\\"}', True),
+        ({"properties": {"a": {"const": "b\x01"}}}, r'{"a": "b\u0001"}', True),  # cannot be written otherwise
+    ],
+)
+def test_escapes_hide_nothing_from_a_schema(make_engine, tokenizer, schema, text, allowed):
+    core = make_engine(eos=(EOS,)).core
+    matcher = core.grammars.matcher(Grammar.json_schema({"type": "object", **schema}))
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert tokenizer.decode(ids) == text
+    assert (matcher.valid(ids) == len(ids)) is allowed
 
 
 def _bits(mask_MW: np.ndarray) -> np.ndarray:

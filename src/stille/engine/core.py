@@ -297,7 +297,7 @@ class EngineCore:
                 return None
             rows, matchers = zip(*going, strict=True)
             if guesses is None:
-                return AllowedTokens(np.array(rows), self.grammars.masks(matchers))
+                return AllowedTokens(np.array(rows), self.grammars.masks(matchers, lambda: self._say(deltas)))
             after = [(int(guesses.offset_R[row]), int(guesses.tokens_R[row])) for row in rows]
             return AllowedTokens(np.array(rows), self.grammars.masks_after(matchers, after))
 
@@ -316,7 +316,10 @@ class EngineCore:
             self._read_guessed(_sampled(plan), guesses, output, now, deltas)
         else:
             for row, (sequence, token) in enumerate(zip(_sampled(plan), output.token_ids, strict=True)):
-                if sequence.status is not Status.FINISHED:  # else: one token too many
+                if sequence.status is Status.FINISHED:  # one token too many
+                    continue
+                if sequence.matcher is None or not self._take_silently(sequence, token, now):
+                    self._say(deltas)
                     deltas.append(self._take(sequence, token, row, output.logprobs, now))
         if output.drafts is not None and self.speculator is not None:
             for sequence, tokens, chances in zip(dict.fromkeys(plan.sequences), *output.drafts, strict=True):
@@ -350,22 +353,28 @@ class EngineCore:
         now: float,
         deltas: list[OutputDelta],
     ) -> int:
-        """As `_take`, for tokens of successive rows; returns how many the answer took before it ended.
-
-        Where a device waits meanwhile, what needs no text to go on becomes text once the next step is on its way.
-        """
-        params = sequence.request.params
-        later = self._depth > 0 and not params.stop and params.logprobs is None and sequence.matcher is None
+        """As `_take`, for tokens of successive rows; returns how many the answer took before it ended."""
         for place, token in enumerate(tokens):
-            if later and token not in sequence.stop_ids and len(sequence.tokens) + 1 < sequence.limit:
-                self._grow(sequence, token, now)
-                self._unsaid.append((sequence, token))
+            if self._take_silently(sequence, token, now):
                 continue
             self._say(deltas)
             deltas.append(self._take(sequence, token, row + place, logprobs, now))
             if sequence.status is Status.FINISHED:
                 return place + 1
         return len(tokens)
+
+    def _take_silently(self, sequence: Sequence, token: int, now: float) -> bool:
+        """As `_take`, if it needs no text to go on and a device waits meanwhile; text is made once that is busy."""
+        params = sequence.request.params
+        if not self._depth or params.stop or params.logprobs is not None:
+            return False
+        if token in sequence.stop_ids or len(sequence.tokens) + 1 >= sequence.limit:
+            return False
+        if sequence.matcher is not None and not sequence.matcher.consume(token):
+            return False
+        self._grow(sequence, token, now)
+        self._unsaid.append((sequence, token))
+        return True
 
     def _say(self, deltas: list[OutputDelta]) -> None:
         """Tokens that were taken in without text become pieces of answers."""

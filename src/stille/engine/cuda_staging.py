@@ -47,7 +47,7 @@ class Staging:
         self._device = device
         self._pinned = device.type == "cuda"
         self._buffers: list[Tensor] = [self._allocate(1 << 12) for _ in range(depth)]
-        self._events: list[torch.cuda.Event | None] = [None] * depth
+        self._events = [torch.cuda.Event() for _ in range(depth)] if self._pinned else []
         self._turn = 0
 
     def _allocate(self, size: int) -> Tensor:
@@ -64,9 +64,8 @@ class Staging:
             int32 [layout.size] on the host; give it to `send` before the next `pack`.
         """
         self._turn = (self._turn + 1) % len(self._buffers)
-        event = self._events[self._turn]
-        if event is not None:
-            event.synchronize()  # long over: it belongs to the step before the one in flight
+        if self._pinned:
+            self._events[self._turn].synchronize()  # long over: it belongs to the step before the one in flight
         if self._buffers[self._turn].numel() < layout.size:
             self._buffers[self._turn] = self._allocate(1 << (layout.size - 1).bit_length())
         buffer = self._buffers[self._turn][: layout.size]
@@ -84,7 +83,5 @@ class Staging:
             target = torch.empty(packed.shape, dtype=torch.int32, device=self._device)
         result = target[: packed.numel()].copy_(packed, non_blocking=True)
         if self._pinned:
-            event = torch.cuda.Event()
-            event.record()
-            self._events[self._turn] = event
+            self._events[self._turn].record()
         return result

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from stille.engine import sampler
+from stille.engine.cuda_staging import Layout, Staging
 from stille.engine.sampler import RandomRows
 from stille.engine.sampling_params import SamplingParams
+from stille.kernels.triton_support import has_triton
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:
@@ -139,6 +141,7 @@ class SamplingState:
         self._in_prompt = torch.zeros(0, vocab_size, dtype=torch.bool, device=device)
         self._batches: dict[tuple[bytes, bytes], SampledRows] = {}  # as described last, while the slots stay the same
         self._unsent: dict[int, int] = {}  # slots whose last token the device does not have yet
+        self._staging = Staging(device)  # for masks
 
     def assign(
         self, slot: int, params: SamplingParams, seed: int, prompt_ids: Seq[int], output_ids: Seq[int] = ()
@@ -187,7 +190,7 @@ class SamplingState:
         """Samples, and moves the slots' state on by one token; with guesses, `accept` does the latter.
 
         Args:
-            logits_SV: float32, of the whole step; not changed.
+            logits_SV: float32, of the whole step; on a CPU grammars change it.
             allowed: by grammars; None: everything.
             guesses: rows that are sampled as if their guesses were part of the answer; None: there are none.
 
@@ -202,7 +205,7 @@ class SamplingState:
             bias = rows.bias
             logits = logits.index_put((bias.rows, bias.tokens), bias.values, accumulate=True)
         if allowed is not None:
-            logits = self._restrict(logits, allowed)
+            logits = self._restrict(logits, allowed, spare=rows.top_logprobs is not None)
         tokens = self._choose(logits, rows, None if guesses is None else guesses.offset_R)
         if guesses is None:
             self._move_on(tokens, rows)
@@ -254,20 +257,29 @@ class SamplingState:
         drawn = sampler.draw(drawn_logits, random, self._send(uniform).index_select(0, random.rows))
         return logits_RV.argmax(dim=-1).index_copy_(0, random.rows, drawn)
 
-    def _restrict(self, logits_RV: Tensor, allowed: AllowedTokens) -> Tensor:
+    def _restrict(self, logits_RV: Tensor, allowed: AllowedTokens, spare: bool) -> Tensor:
+        """On a CPU it changes the logits themselves unless they are to be spared."""
         width = logits_RV.shape[1]
         if self.device.type == "cpu":
             # numpy: torch would wake threads, which hinder those of the CPU's kernels for milliseconds
-            left_RV = np.array(logits_RV.numpy())
+            left_RV = np.array(logits_RV.numpy(), copy=spare)
             for row, mask_W in zip(allowed.rows, allowed.mask_MW, strict=True):
                 left_RV[row] += _BYTE_TO_BIAS.take(mask_W.view(np.uint8), axis=0).reshape(-1)[:width]
             return torch.from_numpy(left_RV)
-        shifts = torch.arange(32, dtype=torch.int32, device=self.device)
-        bits_MWB = self._send(allowed.mask_MW).unsqueeze(-1).bitwise_right_shift(shifts) & 1
-        rows = None if len(allowed.rows) == len(logits_RV) else self._send(allowed.rows)
-        some_MV = logits_RV if rows is None else logits_RV.index_select(0, rows)
-        some_MV = torch.where(bits_MWB.flatten(1)[:, :width] != 0, some_MV, -torch.inf)
-        return some_MV if rows is None else logits_RV.index_copy(0, rows, some_MV)
+        if not has_triton():
+            shifts = torch.arange(32, dtype=torch.int32, device=self.device)
+            bits_MWB = self._send(allowed.mask_MW).unsqueeze(-1).bitwise_right_shift(shifts) & 1
+            rows = self._send(allowed.rows)
+            some_MV = torch.where(bits_MWB.flatten(1)[:, :width] != 0, logits_RV.index_select(0, rows), -torch.inf)
+            return logits_RV.index_copy(0, rows, some_MV)
+        from stille.kernels.fused.triton_mask import restrict
+
+        place_R = np.full(len(logits_RV), -1, np.int32)
+        place_R[allowed.rows] = np.arange(len(allowed.rows))
+        layout = Layout({"place": place_R.size, "mask": allowed.mask_MW.size})
+        sent = self._staging.send(self._staging.pack(layout, {"place": place_R, "mask": allowed.mask_MW}))
+        mask_MW = layout.view(sent, "mask").view(allowed.mask_MW.shape)
+        return restrict(logits_RV.contiguous(), layout.view(sent, "place"), mask_MW)
 
     def _penalize(self, logits_RV: Tensor, penalties: Penalties, guesses: Guesses | None) -> Tensor:
         rows = penalties.rows

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stille.engine.grammar import JSON_STYLE, Grammar
+from stille.engine.grammar import Grammar, json_style
 from stille.errors import InvalidRequestError
 from stille.server.answers import ChatAnswer
 from stille.server.errors import ApiError
@@ -70,7 +70,8 @@ class ToolUse:
             f"call: {_quoted(HEAD)} ({' | '.join(f'call_{i}' for i in range(len(self.allowed)))}) {_quoted(CLOSE)}"
         )
         for index, tool in enumerate(self.allowed):
-            schema = {**arguments_schema(tool.function), "x-guidance": JSON_STYLE}
+            schema = arguments_schema(tool.function)
+            schema = {**schema, "x-guidance": json_style(schema)}
             try:
                 text = json.dumps(schema, allow_nan=False)
             except (ValueError, RecursionError) as error:
