@@ -13,10 +13,15 @@ steps, the same number of tokens with and without, in turn.
 
 import argparse
 import json
+import math
+import multiprocessing
 import statistics
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +48,15 @@ PROMPT = "A list of what is in the shed, as JSON:"
 
 def main() -> int:
     options = parse()
-    settings: dict[str, Any] = {"model": options.model, "max_model_len": 2048, "max_num_seqs": options.batch}
-    llm = LLM(**settings, prefix_caching=False, max_draft_tokens=0)  # guesses would hide the cost
-    records = [cost(llm, batch, options) for batch in sorted({1, options.batch})]
+    records: list[ledger.Record] = []
+    if not options.schemas:
+        # Guesses would hide the cost.
+        llm = LLM(
+            options.model, max_model_len=2048, max_num_seqs=options.batch, prefix_caching=False, max_draft_tokens=0
+        )
+        records = [cost(llm, batch, options) for batch in sorted({1, options.batch})]
     if options.schemas:
-        records += validity(LLM(**settings), options)
+        records = validity(options)
     print(ledger.render_table(records))
     if options.json:
         ledger.write(options.json, records)
@@ -86,12 +95,144 @@ def cost(llm: LLM, batch: int, options: argparse.Namespace) -> ledger.Record:
     )  # fmt: skip
 
 
-def validity(llm: LLM, options: argparse.Namespace) -> list[ledger.Record]:
+@dataclass
+class Tally:
+    """What one process saw. `wrong` has its first cases, `counted` how many schemas have 100 answers that ended."""
+
+    schemas: int = 0
+    counted: int = 0
+    ended: int = 0
+    cut: int = 0
+    tokens: int = 0
+    formats: int = 0
+    beyond: int = 0
+    invalid: int = 0
+    wrong: list[str] = field(default_factory=list)
+    refused: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass
+class Case:
+    """One schema: what its answers are held against, and how it went."""
+
+    name: str
+    prompt: list[int]
+    grammar: Grammar
+    validator: Any
+    strict: Any
+    ended: int = 0
+    cut: int = 0
+
+
+def validity(options: argparse.Namespace) -> list[ledger.Record]:
     """Answers to many schemas, each held against its schema by another implementation."""
+    begun = time.perf_counter()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.processes, mp_context=context) as pool:
+        tallies = list(pool.map(answers_of, range(options.processes), [options] * options.processes))
+    total = Tally()
+    for tally in tallies:
+        for name in ("ended", "cut", "tokens", "formats", "beyond", "invalid"):
+            setattr(total, name, getattr(total, name) + getattr(tally, name))
+        total.wrong += tally.wrong
+    total.schemas, total.refused = tallies[0].schemas, tallies[0].refused
+    total.counted = min(tally.counted for tally in tallies)
+    for each in total.wrong[:20]:
+        print("WRONG", each)
+    command = (
+        f"python benchmarks/grammar.py --schemas FOLDER --answers {options.answers} --processes {options.processes}"
+    )
+    machine = ledger.describe_machine()
+    return [
+        ledger.measure(
+            "grammar.valid.answers", total.ended, "answers", goal="value >= 1000000", machine=machine, command=command,
+            notes="Answers that were held against their JSON schemas (see grammar.valid).",
+        ),
+        ledger.measure(
+            "grammar.valid", 100 * (1 - total.invalid / max(1, total.ended)), "%", goal="value >= 100",
+            machine=machine, command=command,
+            notes=f"Answers that are valid for their JSON schema, of {total.ended:,} that ended by themselves, "
+            f"{total.schemas} schemas of JSONSchemaBench, {total.counted} of them with at least 100 such answers in "
+            f"each of {options.processes} processes. {options.model}, temperature 1, "
+            f"{total.tokens / (time.perf_counter() - begun):,.0f} tokens a second, loading and checks included. "
+            f"{total.cut:,} more were cut at {options.most} tokens; after the first round schemas are left out of "
+            f"which most answers are cut. {sum(total.refused.values())} schemas were refused with a reason; "
+            f"{total.formats:,} answers are wrong only where formats are asserted; {total.beyond:,} hold a number "
+            f"beyond what a double can say, checked as the largest that it can. {total.invalid} wrong: "
+            + ("; ".join(each[:150] for each in total.wrong[:3]) or "none") + ".",
+        ),
+    ]  # fmt: skip
+
+
+def answers_of(process: int, options: argparse.Namespace) -> Tally:
+    """Asks for answers until a process's share of them has ended by itself, or its time is over."""
+    tally = Tally()
+    llm = LLM(options.model, max_model_len=1024, max_num_seqs=options.batch, kv_cache_tokens=options.batch * 640)
+    cases = prepare(llm, options, tally)
+    tally.schemas = len(cases)
+    if process == 0:
+        print(f"{len(cases)} schemas; refused: {dict(tally.refused.most_common(8))}", flush=True)
+    begun, number = time.perf_counter(), 0
+    share = options.answers / options.processes
+    while True:
+        for at in range(0, len(cases), 48):
+            part = cases[at : at + 48]
+            ask(llm, part, 1_000_000 * process + 1_000 * number, options, tally)
+            number += 1
+            taken = time.perf_counter() - begun
+            print(
+                f"{process}: {tally.ended:,} answers of {share:,.0f}, {tally.cut:,} cut, {tally.invalid} wrong, "
+                f"{tally.tokens / taken:,.0f} tok/s, {taken:.0f} s",
+                flush=True,
+            )
+            if tally.ended >= share or taken > 60 * options.minutes:
+                tally.counted = sum(case.ended >= 100 for case in cases)
+                return tally
+        going = [case for case in cases if case.ended > case.cut]
+        cases = going if len(going) >= 200 else sorted(cases, key=lambda c: -c.ended / (c.ended + c.cut))[:200]
+
+
+def ask(llm: LLM, cases: list[Case], seed: int, options: argparse.Namespace, tally: Tally) -> None:
+    """Some answers to each of some schemas."""
+    params = [
+        SamplingParams(n=options.samples, max_tokens=options.most, grammar=case.grammar, seed=(seed + at) << 16)
+        for at, case in enumerate(cases)
+    ]
+    outputs = llm.generate([case.prompt for case in cases], params, progress=False)
+    for case, output in zip(cases, outputs, strict=True):
+        for answer in output.outputs:
+            tally.tokens += len(answer.token_ids)
+            if answer.finish_reason != "stop":
+                tally.cut += 1
+                case.cut += 1
+                continue
+            tally.ended += 1
+            case.ended += 1
+            large: list[str] = []
+            try:
+                instance = json.loads(answer.text, parse_float=partial(as_double, large))
+                tally.beyond += bool(large)
+                case.validator.validate(instance)
+                tally.formats += not case.strict.is_valid(instance)
+            except ValueError as error:  # both kinds are one
+                tally.invalid += 1
+                tally.wrong.append(f"{case.name}: {str(error).splitlines()[0][:120]} in {answer.text[:200]!r}")
+
+
+def as_double(large: list[str], text: str) -> float:
+    """The nearest double; what is beyond all of them is noted."""
+    value = float(text)
+    if math.isinf(value):
+        large.append(text)
+        value = math.copysign(sys.float_info.max, value)
+    return value
+
+
+def prepare(llm: LLM, options: argparse.Namespace, tally: Tally) -> list[Case]:
+    """The schemas that can be used. Prompts end one token after a page, so that a schema's answers share all of it."""
     files = sorted(options.schemas.rglob("*.json"))
-    files = files[:: max(1, len(files) // options.count)]
-    work, refused = [], Counter()
-    for file in files:
+    cases = []
+    for file in files[:: max(1, len(files) // options.count)]:
         schema = json.loads(file.read_text(encoding="utf-8"))
         try:
             grammar = Grammar.json_schema(schema)
@@ -99,49 +240,14 @@ def validity(llm: LLM, options: argparse.Namespace) -> list[ledger.Record]:
             strict = jsonschema_rs.validator_for(schema, validate_formats=True)
             validator = jsonschema_rs.validator_for(schema, validate_formats=False)
         except InvalidRequestError as error:
-            refused[str(error).partition(": ")[2].split(":")[0][:60]] += 1
+            tally.refused[str(error).partition(": ")[2].split(":")[0][:60]] += 1
         except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError) as error:
-            refused[f"the checker: {str(error)[:40]}"] += 1
+            tally.refused[f"the checker: {str(error)[:40]}"] += 1
         else:
-            work.append((file, schema, grammar, validator, strict))
-    print(f"{len(work)} schemas, refused {sum(refused.values())}: {dict(refused.most_common(8))}", flush=True)
-    ended = cut = formats = 0
-    wrong: list[str] = []
-    begun = time.perf_counter()
-    for number, part in enumerate(work[at : at + 64] for at in range(0, len(work), 64)):
-        prompts = [f"An example of JSON for the schema {json.dumps(schema)[:1500]}\n\n" for _, schema, *_ in part]
-        params = [
-            SamplingParams(n=options.samples, max_tokens=options.most, grammar=grammar, seed=1000 * number + at)
-            for at, (_, _, grammar, *_) in enumerate(part)
-        ]
-        outputs = llm.generate(prompts, params, progress=False)
-        for (file, *_, validator, strict), output in zip(part, outputs, strict=True):
-            for answer in output.outputs:
-                if answer.finish_reason != "stop":
-                    cut += 1
-                    continue
-                ended += 1
-                try:
-                    instance = json.loads(answer.text)
-                    validator.validate(instance)
-                    formats += not strict.is_valid(instance)
-                except ValueError as error:  # both kinds are one
-                    wrong.append(f"{file.name}: {str(error).splitlines()[0][:120]} in {answer.text[:200]!r}")
-        print(
-            f"{ended + cut:,} answers, {cut:,} cut, {len(wrong)} wrong, {time.perf_counter() - begun:.0f} s", flush=True
-        )
-    for each in wrong[:20]:
-        print("WRONG", each)
-    return [
-        ledger.measure(
-            "grammar.valid", 100 * (ended - len(wrong)) / max(1, ended), "%", goal="value >= 100",
-            machine=ledger.describe_machine(), command="python benchmarks/grammar.py --schemas FOLDER",
-            notes=f"Answers that are valid for their JSON schema, of {ended:,} that ended by themselves, {len(work)} "
-            f"schemas of JSONSchemaBench. {options.model}, temperature 1. {cut:,} more were cut at {options.most} "
-            f"tokens; {sum(refused.values())} schemas were refused with a reason; {formats} answers are wrong only "
-            "where formats are asserted. Wrong: " + ("; ".join(each[:150] for each in wrong[:3]) or "none") + ".",
-        )
-    ]  # fmt: skip
+            text = f"An example of JSON, as short as possible, for the schema {json.dumps(schema)[:1500]}\n\n"
+            ids = llm.tokenizer.encode(text + " " * 64)
+            cases.append(Case(file.name, ids[: min(8, (len(ids) - 1) // 64) * 64 + 1], grammar, validator, strict))
+    return cases
 
 
 def parse() -> argparse.Namespace:
@@ -152,8 +258,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="times that each side is timed")
     parser.add_argument("--schemas", type=Path, help="folder of JSON schemas")
     parser.add_argument("--count", type=int, default=300, help="of schemas, about")
-    parser.add_argument("--samples", type=int, default=4, help="answers to each schema")
+    parser.add_argument("--answers", type=int, default=1_000, help="that have to end by themselves")
+    parser.add_argument("--minutes", type=float, default=60, help="after which there are as many as there are")
+    parser.add_argument("--samples", type=int, default=4, help="answers to each schema in one round")
     parser.add_argument("--most", type=int, default=200, help="tokens of such an answer")
+    parser.add_argument("--processes", type=int, default=1, help="with an engine each, on the same device")
     parser.add_argument("--json", type=Path, help="merge the records into this ledger file")
     return parser.parse_args()
 
