@@ -64,6 +64,21 @@ def test_a_stream_has_openais_form(chat, idle):
     assert first.object == "chat.completion.chunk"
 
 
+def test_every_chunk_has_the_counts_so_far_if_asked(chat):
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    *chunks, last = list(chat(stream=True, stream_options=options, n=2))
+    written = [chunk.usage.completion_tokens for chunk in chunks]
+    assert written == sorted(written)
+    assert 1 <= written[0] < written[-1] == last.usage.completion_tokens == 24
+    assert {chunk.usage.prompt_tokens for chunk in chunks} == {last.usage.prompt_tokens}
+    assert all(
+        chunk.usage.total_tokens == chunk.usage.prompt_tokens + n for chunk, n in zip(chunks, written, strict=True)
+    )
+    *chunks, last = list(chat(stream=True, stream_options={"continuous_usage_stats": True}))
+    assert last.usage is None
+    assert last.choices
+
+
 def test_the_wire_format_ends_with_done(client, idle):
     body = {"model": idle.model, "messages": HELLO, "max_tokens": 3, "stream": True, "ignore_eos": True}
     response = client._client.post(f"{idle.base}/v1/chat/completions", json=body)

@@ -59,6 +59,13 @@ def test_the_stream_ends_with_usage(complete):
     assert last.usage.completion_tokens == 10
 
 
+def test_every_chunk_has_the_counts_so_far_if_asked(complete):
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    *chunks, last = complete(["the quick", "a"], stream=True, stream_options=options)
+    assert chunks[-1].usage == last.usage
+    assert 1 <= chunks[0].usage.completion_tokens < chunks[-1].usage.completion_tokens == 20
+
+
 def test_sixteen_tokens_are_the_default(complete):
     assert complete("the quick", max_tokens=openai.omit).usage.completion_tokens == 16
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import dataclasses
 import json
 import logging
@@ -30,6 +32,7 @@ EXAMPLES = examples(
 )
 
 SERVER = "Server"
+M_ARENA_MAX = -8  # malloc.h
 log = logging.getLogger("stille.server")
 
 
@@ -149,6 +152,7 @@ def command(
         draft=draft,
     )
     logs.configure(log_level, log_format)
+    _few_arenas()
     console = stderr_console(quiet=log_format == "json")
     sock = bind(host, port)
     lock = _lock(data_dir, stille_home() / "server")
@@ -166,6 +170,13 @@ def command(
     app = create_app(engine, settings, lock)
     name = app.state.stille.model_names[0]
     raise typer.Exit(run_server(app, sock, on_started=lambda: _announce(console, sock, host, name, api_key)))
+
+
+def _few_arenas() -> None:
+    """glibc keeps what threads have freed apart, by thread: 16 prompts of 60 KB that were refused at the same time left
+    114 MiB behind, with two arenas 4 MiB. Elsewhere it does nothing."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
 
 
 def _lock(given: Path | None, usual: Path) -> DataLock | None:

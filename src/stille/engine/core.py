@@ -366,9 +366,8 @@ class EngineCore:
     def _take_silently(self, sequence: Sequence, token: int, now: float) -> bool:
         """As `_take`, if it needs no text to go on and a device waits meanwhile; text is made once that is busy."""
         params = sequence.request.params
-        if not self._depth or params.stop or params.logprobs is not None:
-            return False
-        if token in sequence.stop_ids or len(sequence.tokens) + 1 >= sequence.limit:
+        ends = token in sequence.stop_ids or len(sequence.tokens) + 1 >= sequence.limit
+        if ends or not self._depth or params.stop or params.logprobs is not None:
             return False
         if sequence.matcher is not None and not sequence.matcher.consume(token):
             return False

@@ -74,6 +74,7 @@ class Generation:
         self._request_id = request_id
         self._prompts = prompts
         self._streams: list[RequestStream] = []
+        self._written = 0
         self._usage = Usage(
             prompt_tokens=0,
             completion_tokens=0,
@@ -141,11 +142,22 @@ class Generation:
         """Token counts, complete once `updates` has ended."""
         return self._usage
 
+    def usage_so_far(self) -> Usage:
+        """Token counts up to the last update."""
+        prompt, cached = self.prompt_tokens()
+        return Usage(
+            prompt_tokens=prompt,
+            completion_tokens=self._written,
+            total_tokens=prompt + self._written,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=cached),
+        )
+
     def prompt_tokens(self) -> tuple[int, int]:
         """(tokens of the prompts, how many of them were in the prefix cache), known once there was an update."""
         return sum(map(len, self._prompts)), sum(stream.cached_tokens or 0 for stream in self._streams)
 
     def _account(self, delta: OutputDelta) -> None:
+        self._written += len(delta.token_ids)
         if delta.finish_reason == "abort":
             raise EngineClosedError("the request was aborted before it was finished: the server is shutting down")
         if delta.finish_reason == "error":

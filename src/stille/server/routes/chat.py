@@ -13,7 +13,7 @@ from stille.server.conversation import start_chat
 from stille.server.errors import ApiError, as_api_error
 from stille.server.generation import Generation
 from stille.server.openapi import errors, generated
-from stille.server.routes.common import check_stream_options, deliver, new_id, require_model, state_of
+from stille.server.routes.common import check_stream_options, deliver, new_id, require_model, state_of, usage_of_chunks
 from stille.server.schemas.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
 from stille.server.streaming import DONE, event
 
@@ -40,7 +40,7 @@ async def create_chat_completion(request: Request, body: ChatCompletionRequest) 
         request,
         generation,
         stream=body.stream,
-        events=lambda: _events(generation, head, answer, body.wants_stream_usage()),
+        events=lambda: _events(generation, head, answer, body),
         collect=lambda: _collect(generation, head, answer),
     )
 
@@ -69,15 +69,15 @@ async def _collect(generation: Generation, head: dict[str, Any], answer: AnswerM
 
 
 async def _events(
-    generation: Generation, head: dict[str, Any], answer: AnswerMaker, with_usage: bool
+    generation: Generation, head: dict[str, Any], answer: AnswerMaker, body: ChatCompletionRequest
 ) -> AsyncGenerator[bytes, None]:
     head = {**head, "object": "chat.completion.chunk"}
-    tail: dict[str, Any] = {"usage": None} if with_usage else {}
+    usage = usage_of_chunks(generation, body)
     alternatives = generation.params.logprobs
 
     def chunk(index: int, delta: dict[str, Any], probabilities: Any = None, reason: str | None = None) -> bytes:
         choice = {"index": index, "delta": delta, "logprobs": probabilities, "finish_reason": reason}
-        return event({**head, "choices": [choice], **tail})
+        return event({**head, "choices": [choice], **usage()})
 
     answers: dict[int, ChatAnswer] = {}
     try:
@@ -99,6 +99,6 @@ async def _events(
         # The status line is long gone; OpenAI's clients raise on an event with an error. No [DONE]: it is not.
         yield event(as_api_error(error).body())
         return
-    if with_usage:
+    if body.wants_stream_usage():
         yield event({**head, "choices": [], "usage": generation.usage().model_dump()})
     yield DONE

@@ -34,6 +34,15 @@ def check_stream_options(body: SamplingBody) -> None:
         raise ApiError(400, message, code="incompatible_parameters", param="stream_options")
 
 
+def usage_of_chunks(generation: Generation, body: SamplingBody) -> Callable[[], dict[str, Any]]:
+    """What says the `usage` field of each chunk of a stream: nothing, null, or the counts so far."""
+    if body.wants_continuous_usage():
+        return lambda: {"usage": generation.usage_so_far().model_dump()}
+    if body.wants_stream_usage():
+        return lambda: {"usage": None}
+    return dict
+
+
 def new_id(prefix: str) -> str:
     """A fresh identifier such as chatcmpl-0f3a..."""
     return f"{prefix}-{uuid.uuid4().hex}"

@@ -12,7 +12,7 @@ from stille.server.errors import as_api_error
 from stille.server.generation import Generation, sampling_params
 from stille.server.logprobs import CompletionOffsets, joined
 from stille.server.openapi import errors, generated
-from stille.server.routes.common import check_stream_options, deliver, new_id, require_model, state_of
+from stille.server.routes.common import check_stream_options, deliver, new_id, require_model, state_of, usage_of_chunks
 from stille.server.schemas.completions import Completion, CompletionChunk, CompletionRequest
 from stille.server.state import ServerState
 from stille.server.streaming import DONE, event
@@ -43,7 +43,7 @@ async def create_completion(request: Request, body: CompletionRequest) -> Respon
         request,
         generation,
         stream=body.stream,
-        events=lambda: _events(generation, head, body.wants_stream_usage()),
+        events=lambda: _events(generation, head, body),
         collect=lambda: _collect(generation, head),
     )
 
@@ -80,8 +80,8 @@ async def _collect(generation: Generation, head: dict[str, Any]) -> dict[str, An
     return {**head, "choices": choices, "usage": generation.usage().model_dump()}
 
 
-async def _events(generation: Generation, head: dict[str, Any], with_usage: bool) -> AsyncGenerator[bytes, None]:
-    tail: dict[str, Any] = {"usage": None} if with_usage else {}
+async def _events(generation: Generation, head: dict[str, Any], body: CompletionRequest) -> AsyncGenerator[bytes, None]:
+    usage = usage_of_chunks(generation, body)
     alternatives = generation.params.logprobs
     offsets = [CompletionOffsets(alternatives or 0) for _ in range(generation.choices)]
     try:
@@ -97,10 +97,10 @@ async def _events(generation: Generation, head: dict[str, Any], with_usage: bool
                 "logprobs": probabilities,
                 "finish_reason": delta.finish_reason,
             }
-            yield event({**head, "choices": [choice], **tail})
+            yield event({**head, "choices": [choice], **usage()})
     except Exception as error:
         yield event(as_api_error(error).body())
         return
-    if with_usage:
+    if body.wants_stream_usage():
         yield event({**head, "choices": [], "usage": generation.usage().model_dump()})
     yield DONE

@@ -51,6 +51,9 @@ class StreamOptions(RequestBody):
 
     include_usage: bool | None = Field(None, description="Send a last chunk with the usage of the whole request.")
     include_obfuscation: OnlyFalse | None = Field(None, description="Only false: chunks are never padded.")
+    continuous_usage_stats: bool | None = Field(
+        None, description="With include_usage: every chunk has the counts up to it. An extension."
+    )
 
 
 class SamplingBody(RequestBody):
@@ -105,6 +108,10 @@ class SamplingBody(RequestBody):
     def wants_stream_usage(self) -> bool:
         """True if a streamed answer ends with a usage chunk."""
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    def wants_continuous_usage(self) -> bool:
+        """True if every chunk of a streamed answer has the counts up to it."""
+        return self.wants_stream_usage() and bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
 
 class PromptTokensDetails(ResponseBody):
