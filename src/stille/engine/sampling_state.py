@@ -142,6 +142,7 @@ class SamplingState:
         self._batches: dict[tuple[bytes, bytes], SampledRows] = {}  # as described last, while the slots stay the same
         self._unsent: dict[int, int] = {}  # slots whose last token the device does not have yet
         self._staging = Staging(device)  # for masks
+        self._layouts: dict[tuple[int, int], Layout] = {}
 
     def assign(
         self, slot: int, params: SamplingParams, seed: int, prompt_ids: Seq[int], output_ids: Seq[int] = ()
@@ -276,7 +277,9 @@ class SamplingState:
 
         place_R = np.full(len(logits_RV), -1, np.int32)
         place_R[allowed.rows] = np.arange(len(allowed.rows))
-        layout = Layout({"place": place_R.size, "mask": allowed.mask_MW.size})
+        sizes = (place_R.size, allowed.mask_MW.size)
+        if (layout := self._layouts.get(sizes)) is None:
+            layout = self._layouts[sizes] = Layout({"place": sizes[0], "mask": sizes[1]})
         sent = self._staging.send(self._staging.pack(layout, {"place": place_R, "mask": allowed.mask_MW}))
         mask_MW = layout.view(sent, "mask").view(allowed.mask_MW.shape)
         return restrict(logits_RV.contiguous(), layout.view(sent, "place"), mask_MW)
