@@ -13,12 +13,12 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from stille.engine.outputs import TokenLogprob
+from stille.engine.tool_calls import ToolCallParser
 from stille.server.answers import ChatAnswer
 from stille.server.responses_events import ResponseBuilder
 from stille.server.responses_run import new_response
 from stille.server.schemas.base import PromptTokensDetails, Usage
 from stille.server.schemas.responses import ResponseRequest
-from stille.server.tool_calls import ToolCallParser
 
 EVENT = TypeAdapter(ResponseStreamEvent)
 CITY = {

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from stille.engine.tool_calls import Arguments, CallStart, Content, ToolCallParser
 from stille.server.answers import ChatAnswer
-from stille.server.tool_calls import Arguments, CallStart, Content, ToolCallParser
 
 ARGUMENTS = ['{"a": 1}', "{}", '{"s": "}\\" <tool_call> {\\\\"}', '{"a": {"b": [1, {"c": "]"}]}}', '{"é": "東\\u0041"}']
 

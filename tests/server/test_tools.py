@@ -8,9 +8,10 @@ import openai
 import pytest
 
 from stille.engine.prompts import Prompts
-from stille.server.prompts import PromptBuilder, as_text
+from stille.engine.tool_grammar import as_text, instruction
+from stille.server.prompts import PromptBuilder
 from stille.server.schemas.chat import ChatCompletionRequest
-from stille.server.tools import instruction
+from stille.server.tools import as_function
 
 ASK = [{"role": "user", "content": "What is the weather in Oslo?"}]
 CITY = {
@@ -316,7 +317,7 @@ async def test_a_template_that_knows_tools_is_given_them(rendered):
 def test_rendering_as_text_changes_nothing_else():
     messages = [{"role": "system", "content": "x"}, {"role": "user", "content": "y", "name": "Ann"}]
     assert as_text(messages) == messages
-    assert instruction(read().tools).count("\n{") == len(TOOLS) + 1
+    assert instruction([as_function(tool) for tool in read().tools]).count("\n{") == len(TOOLS) + 1
 
 
 def test_tokenize_counts_tools_too(chat, idle):

@@ -4,7 +4,7 @@ import uuid
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from stille.server.tool_calls import CallStart, Content, Event, ToolCallParser
+from stille.engine.tool_calls import CallStart, Content, Event, ToolCallParser
 
 
 class ChatAnswer:

@@ -8,11 +8,12 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 
 from stille.engine.async_llm import AsyncLLM
+from stille.engine.tool_grammar import as_text, described, knows_tools, template_text
 from stille.errors import InvalidRequestError, UnsupportedError
 from stille.server.errors import ApiError
 from stille.server.schemas.chat import AssistantMessage, Message, ToolMessage
 from stille.server.schemas.tools import EarlierCall, Tool
-from stille.server.tools import described, instruction
+from stille.server.tools import as_function
 
 # A template's reference to a message's name; names of tools and their parameters look different.
 _NAME_USE = re.compile(r"\b(?:message|msg|m)\s*(?:\.name\b|\[\s*['\"]name['\"]\s*\])")
@@ -26,10 +27,8 @@ class PromptBuilder:
 
     def __init__(self, engine: AsyncLLM):
         self.engine = engine
-        template = _template_text(engine.tokenizer)
-        tool_template = _template_text(engine.tokenizer, "tool_use")
-        # Otherwise tools and what goes with them become text. A template with "<function=" writes calls in another way.
-        self._knows_tools = "<tool_call>" in tool_template and "<function=" not in tool_template
+        template = template_text(engine.tokenizer)
+        self._knows_tools = knows_tools(engine.tokenizer)  # otherwise they and what goes with them become text
         self._knows_developer = "developer" in template
         self._uses_names = bool(_NAME_USE.search(template))
 
@@ -52,9 +51,10 @@ class PromptBuilder:
 
         def render() -> list[int]:
             ending = {"add_generation_prompt": False, "continue_final_message": True} if continue_last else {}
+            functions = [as_function(tool) for tool in tools]
             if not self._knows_tools:
-                return self.engine.render_chat(as_text(plain, tools), **ending)
-            template = {"tools": [described(tool) for tool in tools]} if tools else {}
+                return self.engine.render_chat(as_text(plain, functions), **ending)
+            template = {"tools": [described(function) for function in functions]} if functions else {}
             return self.engine.render_chat(plain, **template, **ending)
 
         try:
@@ -134,34 +134,6 @@ def called_names(messages: Sequence[Message]) -> dict[int, str]:
     return names
 
 
-def as_text(messages: Sequence[dict[str, Any]], tools: Sequence[Tool] = ()) -> list[dict[str, Any]]:
-    """The conversation for a template that knows nothing of tools: calls, results and the tools themselves as text."""
-    plain: list[dict[str, Any]] = []
-    before = None
-    for message in messages:
-        role, content = message["role"], message["content"]
-        if role == "tool":
-            content = f"<tool_response>\n{content}\n</tool_response>"
-            if before == "tool":  # one turn for all results
-                plain[-1]["content"] += f"\n{content}"
-            else:
-                plain.append({"role": "user", "content": content})
-        else:
-            calls = [call["function"] for call in message.get("tool_calls", ())]
-            written = [content] if content or not calls else []
-            written += [f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>" for call in calls]
-            kept = {key: value for key, value in message.items() if key != "tool_calls"}
-            plain.append({**kept, "content": "\n".join(written)})
-        before = role
-    if tools:
-        told = instruction(tools)
-        if plain and plain[0]["role"] in ("system", "developer"):
-            plain[0]["content"] += f"\n\n{told}"
-        else:
-            plain.insert(0, {"role": "system", "content": told})
-    return plain
-
-
 def _plain_call(call: EarlierCall) -> dict[str, Any]:
     arguments: Any = call.function.arguments
     try:
@@ -171,10 +143,3 @@ def _plain_call(call: EarlierCall) -> dict[str, Any]:
     if isinstance(read, dict):  # templates write objects as JSON, and text they would quote once more
         arguments = read
     return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
-
-
-def _template_text(tokenizer: Any, kind: str = "default") -> str:
-    template = getattr(tokenizer, "chat_template", None)
-    if isinstance(template, dict):
-        template = template.get(kind, template.get("default", ""))
-    return template or ""

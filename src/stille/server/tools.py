@@ -1,37 +1,18 @@
-"""Tools of a chat request: which of them the answer may call, the grammar that holds it to that, and the prompt."""
+"""Tools of a chat request: which of them the answer may call."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from stille.engine.grammar import Grammar, json_style
-from stille.errors import InvalidRequestError
+from stille.engine import tool_grammar
+from stille.engine.grammar import Grammar
+from stille.engine.tool_calls import ToolCallParser
 from stille.server.answers import ChatAnswer
 from stille.server.errors import ApiError
 from stille.server.schemas.chat import ChatCompletionRequest
 from stille.server.schemas.formats import TextFormat
-from stille.server.schemas.tools import Function, NamedTool, Tool
-from stille.server.tool_calls import CLOSE, HEAD, MIDDLE, OPEN, ToolCallParser
+from stille.server.schemas.tools import NamedTool, Tool
 
 _MISFIT = "incompatible_parameters"
-_PLAIN = {"type", "properties", "required", "title", "description", "$defs", "definitions", "$schema"}
-_NO_ARGUMENTS: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
-
-_INSTRUCTION = """\
-You can call functions. Each line between <tools> and </tools> describes one of them, its parameters as a JSON schema:
-
-<tools>
-{tools}
-</tools>
-
-To call a function, write its name and its arguments as JSON in exactly this form:
-
-<tool_call>
-{{"name": "the function's name", "arguments": {{"a parameter": "its value"}}}}
-</tool_call>
-
-What it returns comes in the next message. Then answer in words."""
 
 
 @dataclass(frozen=True)
@@ -56,29 +37,8 @@ class ToolUse:
         Raises:
             InvalidRequestError: the parameters of a tool are no schema of an object, or too large.
         """
-        lines = ["%llguidance {}"]
-        if self.forced:
-            lines.append(f'start: "{OPEN}" calls')
-        else:  # free text; the lazy lexeme ends with the first mark, after which only a call goes on
-            lines += [
-                "start: TEXT | text_and_mark calls",
-                r"TEXT: /(.|\n)*/",
-                rf"text_and_mark[lazy]: /(.|\n)*{OPEN}/",
-            ]
-        lines.append(rf'calls: call ("\n{OPEN}" call)*' if self.parallel else "calls: call")
-        lines.append(
-            f"call: {_quoted(HEAD)} ({' | '.join(f'call_{i}' for i in range(len(self.allowed)))}) {_quoted(CLOSE)}"
-        )
-        for index, tool in enumerate(self.allowed):
-            schema = arguments_schema(tool.function)
-            schema = {**schema, "x-guidance": json_style(schema)}
-            try:
-                text = json.dumps(schema, allow_nan=False)
-            except (ValueError, RecursionError) as error:
-                message = f"the parameters of function '{tool.function.name}' cannot be read: {error}"
-                raise InvalidRequestError(message, "tools") from error
-            lines.append(f"call_{index}: {_quoted(tool.function.name + MIDDLE)} %json {text}")
-        return Grammar.lark("\n".join(lines) + "\n", "tools")
+        functions = [as_function(tool) for tool in self.allowed]
+        return tool_grammar.call_grammar(functions, forced=self.forced, parallel=self.parallel)
 
     def answer(self) -> ChatAnswer:
         """For the text of an answer that follows the grammar."""
@@ -127,35 +87,6 @@ def check_tools(tools: Sequence[Tool]) -> None:
             raise ApiError(400, message, code="invalid_request", param=f"{place}.parameters")
 
 
-def arguments_schema(function: Function) -> Mapping[str, Any]:
-    """Of the arguments that a call may have: those that are declared, unless the schema says that there are more."""
-    schema = function.parameters
-    if not schema:
-        return _NO_ARGUMENTS
-    declared, required = schema.get("properties"), schema.get("required", [])
-    if not (isinstance(declared, dict) and isinstance(required, list) and set(schema) <= _PLAIN):
-        return schema
-    if not all(isinstance(name, str) and name in declared for name in required):
-        return schema
-    return {**schema, "additionalProperties": False}
-
-
-def described(tool: Tool) -> dict[str, Any]:
-    """A tool as prompts show it."""
-    function = tool.function
-    shown: dict[str, Any] = {"name": function.name}
-    if function.description:
-        shown["description"] = function.description
-    shown["parameters"] = function.parameters or {"type": "object", "properties": {}}
-    return {"type": "function", "function": shown}
-
-
-def instruction(tools: Sequence[Tool]) -> str:
-    """Tells a model about tools whose chat template does not."""
-    lines = "\n".join(json.dumps(described(tool)["function"], ensure_ascii=False) for tool in tools)
-    return _INSTRUCTION.format(tools=lines)
-
-
-def _quoted(text: str) -> str:
-    """As a string of Lark."""
-    return json.dumps(text)
+def as_function(tool: Tool) -> tool_grammar.Function:
+    """A tool as the engine knows it."""
+    return tool_grammar.Function(tool.function.name, tool.function.description, tool.function.parameters)

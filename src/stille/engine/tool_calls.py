@@ -1,6 +1,6 @@
 """Finds the tool calls in an answer's text while it is written.
 
-The form is that of Hermes and Qwen, which grammars hold answers to (see `stille.server.tools`):
+The form is that of Hermes and Qwen, which grammars hold answers to (see `stille.engine.tool_grammar`):
 
     <tool_call>
     {"name": "f", "arguments": {"x": 1}}
@@ -68,6 +68,11 @@ class ToolCallParser:
     def complete(self) -> bool:
         """Whether no call is unfinished."""
         return self._step not in (self._header, self._value, self._close)
+
+    @property
+    def inside(self) -> bool:
+        """Whether the last of the calls that have begun is unfinished."""
+        return self._step in (self._value, self._close)
 
     def feed(self, text: str) -> list[Event]:
         """What the next piece of text adds."""
