@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stille.cli import options
+from stille.cli.eval_bfcl import EXAMPLES as EXAMPLES_BFCL
+from stille.cli.eval_bfcl import bfcl_command
 from stille.cli.options import DEFAULT_MODEL, examples
 
 if TYPE_CHECKING:
@@ -50,6 +52,8 @@ app = typer.Typer(
 )
 
 _List = list[str]
+
+app.command("bfcl", epilog=EXAMPLES_BFCL)(bfcl_command)
 
 
 @app.command("ruler", epilog=EXAMPLES_RULER)
