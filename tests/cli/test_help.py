@@ -11,7 +11,7 @@ from stille.cli.options import DEFAULT_MODEL
 from stille.errors import ModelNotFoundError
 from stille.model import store
 
-COMMANDS = ["serve", "chat", "generate", "pull", "convert", "train", "bench", "eval", "doctor"]
+COMMANDS = ["serve", "chat", "generate", "pull", "convert", "train", "bench", "eval", "agent", "doctor"]
 
 
 def test_the_option_default_is_the_stores_default():
