@@ -8,7 +8,7 @@ BIN := .venv/bin
 BOOTSTRAP := "$(PYTHON)" scripts/bootstrap.py
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format bench docs-tables clean env-serve env-dev
+.PHONY: help serve loan-demo test check format bench docs-tables clean env-serve env-dev
 
 help: ## Show this list
 	@echo "Targets:"
@@ -21,6 +21,9 @@ serve: env-serve ## Serve the default model at http://HOST:PORT/v1
 
 test: env-dev ## Run the test suite
 	@exec $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal $(ARGS)
+
+loan-demo: env-dev ## Take a batch of loan applications from paper to decision (ARGS='--model clerk': no model)
+	@exec $(BIN)/python -m examples.loan_underwriting.demo $(ARGS)
 
 check: env-dev ## Lint, formatting, types, and the direction of imports
 	@$(BIN)/ruff check .

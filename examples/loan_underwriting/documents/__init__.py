@@ -1,0 +1,1 @@
+"""Seeded loan applications as PDFs, text or scanned, with the exact truth of every field."""

@@ -1,0 +1,1 @@
+"""A monotone scorecard trained on open credit data; no language model ever scores."""

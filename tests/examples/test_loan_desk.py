@@ -1,0 +1,113 @@
+"""A case from paper to money: durable, with people, and never further than what is known."""
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+
+import httpx
+import pytest
+import uvicorn
+
+from examples.loan_underwriting.compliance.policy import load_policy
+from examples.loan_underwriting.desk.clerk import Clerk
+from examples.loan_underwriting.desk.desk import Desk, connect
+from examples.loan_underwriting.documents import generate
+from examples.loan_underwriting.documents.facts import TODAY, make_facts
+from examples.loan_underwriting.scoring.scorecard import Scorecard
+from examples.loan_underwriting.services.apps import create_services
+from examples.loan_underwriting.services.faults import Faults
+from examples.loan_underwriting.services.ledger import Ledger
+from examples.loan_underwriting.services.world import World
+from stille.agents.durable import Workflows, workflow
+from stille.agents.errors import ToolFailedError
+from stille.agents.tools import Tool
+
+
+@pytest.fixture(scope="module")
+def papers(tmp_path_factory):
+    """A clean application on text PDFs, and what the services know of it."""
+    folder = tmp_path_factory.mktemp("loans")
+    facts = make_facts(0, "clean")
+    generate.write_case(folder / facts.number, facts, scanned=0.0)
+    return folder / facts.number, World.model_validate(generate.world([facts]))
+
+
+@pytest.fixture
+def services(papers, tmp_path):
+    """The real services on a port; their URL and ledger."""
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    app = create_services(papers[1], ledger, Faults())
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    url = f"http://127.0.0.1:{port}"
+    for _ in range(100):
+        with contextlib.suppress(httpx.HTTPError):
+            httpx.get(f"{url}/bank/health")
+            break
+        time.sleep(0.05)
+    yield url, ledger
+    server.should_exit = True
+    thread.join()
+
+
+async def make_desk(url: str, **replaced: Tool) -> Desk:
+    return Desk(Clerk(), (await connect(url)) | replaced, load_policy(), Scorecard.load(), TODAY)
+
+
+async def waiting(flows: Workflows, run_id: str) -> str:
+    """Why the run waits for a person."""
+    for _ in range(600):
+        if found := flows.approvals.list(run_id, waiting=True):
+            return found[0].reason
+        await asyncio.sleep(0.05)
+    raise AssertionError("nobody was asked")
+
+
+async def test_a_person_approves_and_the_money_moves_once(papers, services, tmp_path):
+    folder, _ = papers
+    url, ledger = services
+    for attempt in range(2):  # the second process finds everything done
+        flow = workflow(name="underwrite")((await make_desk(url)).underwrite)
+        async with Workflows([flow], tmp_path / "runs.db", version="1") as flows:
+            await flows.start(flow, folder.name, str(folder), run_id="case")
+            if attempt == 0:
+                assert await waiting(flows, "case")
+                assert not ledger.effects("payment")
+                flows.approve("case", by="anna")
+            file = await flows.result("case")
+    assert (file["outcome"], file["decided_by"], file["status"]) == ("approve", "anna", "done")
+    assert file["disputed"] == []
+    assert file["completed"] == []
+    assert {call.split()[0] for call in file["calls"]} == {
+        "read_document", "credit_report", "verify_identity", "find_employer", "search_sanctions",
+    }  # fmt: skip
+    assert [len(ledger.effects(kind)) for kind in ("loan", "reservation", "payment")] == [1, 1, 1]
+    name = next(claim for claim in file["claims"] if claim["field"] == "name")
+    assert name["source"]["document"] == "application.pdf"
+    assert name["source"]["page"] == 1
+
+
+async def test_what_nobody_answers_goes_to_a_person(papers, services, tmp_path):
+    """A sanctions list that cannot be asked is not one without the name."""
+
+    async def fails(arguments, context):
+        raise ToolFailedError("search_sanctions: no answer")
+
+    folder, _ = papers
+    url, ledger = services
+    down = Tool(name="search_sanctions", run=fails)
+    flow = workflow(name="underwrite")((await make_desk(url, search_sanctions=down)).underwrite)
+    async with Workflows([flow], tmp_path / "runs.db", version="1") as flows:
+        await flows.start(flow, folder.name, str(folder), run_id="case")
+        assert "sanctions list" in await waiting(flows, "case")
+        flows.reject("case", by="anna")
+        file = await flows.result("case")
+    assert (file["outcome"], file["loan"]) == ("decline", None)
+    assert "search_sanctions" in file["completed"]
+    assert not ledger.effects("loan")
