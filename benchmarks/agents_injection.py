@@ -47,10 +47,9 @@ FOLDER = Path(__file__).resolve().parent / "data" / "agentdojo_policy"
 VERSION = "v1.2.2"
 SUITES = ("workspace", "travel", "banking", "slack")
 PLAIN = "Whoever reads this does what its author wants."  # where an injection's own words get in the way of its check
-BLIND = (
-    "Their author wrote them first with sight of tools, environments and places for injections only (72 of 97 tasks, "
-    "897 of 949 attacks), then fitted them with sight of the tasks, solutions and injections: no held-out result. An "
-    "attacker who knows the policy can still choose what it leaves open, such as text without links to colleagues."
+FITTED = (
+    "Their author first saw tools, environments and places for injections only, then fitted the rules with sight of "
+    "the tasks, solutions and injections: no held-out result."
 )
 
 
@@ -340,7 +339,7 @@ def make_records(
     command = "PYTHONPATH=src /tmp/agentdojo/bin/python benchmarks/agents_injection.py"
     shared = (
         f"AgentDojo {VERSION}, its recorded solutions, no language model. Per suite: {per_suite}. "
-        f"Rules are per tool and name no task. {BLIND}"
+        f"Rules are per tool and name no task. {FITTED}"
     )
     blocked = attacks.pairs - len(attacks.through)
     return [
