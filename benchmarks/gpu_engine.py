@@ -307,8 +307,8 @@ def batch256(run: Run) -> None:
     whole = sum(len(a) == tokens for a in their_answers)
     run.expect(whole == count, f"batch {count}: transformers answered {whole} of {count} in full")
     same = sum(a[0] == b[0] for a, b in zip(answers, their_answers, strict=False) if b)
-    # Random weights have near-ties everywhere, which rounding decides. With the real ones bf16 and fp32 agree on 60 of the
-    # first 64 of these prompts (transformers' modules, on a CPU).
+    # Random weights have near-ties everywhere, which rounding decides. With the real ones bf16 and fp32 agree on 60 of
+    # the first 64 of these prompts (transformers' modules, on a CPU).
     run.expect(run.random or same >= 0.9 * count, f"batch {count}: {same} of {count} first tokens agree")
     run.say(
         f"batch {count}: transformers {reference:.0f} tok/s (first call {first:.1f} s); ratio {ours / reference:.1f}"
