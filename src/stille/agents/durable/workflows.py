@@ -38,7 +38,8 @@ class Workflows:
         database: path of a SQLite file, `postgresql://` URL; None: $STILLE_HOME/agents/runs.db.
         version: of the code. A run goes on only under the version that it was started with. None: a hash of the
             workflows' source.
-        concurrency: most runs at a time in this process, children not counted; None: no limit.
+        concurrency: most runs at a time over all processes with this database, children not counted, those that wait
+            for a person or a signal included; None: no limit.
         interval_s: between two looks into the database for what others did.
         recover_s: between two looks for runs of processes that died.
 
@@ -102,7 +103,7 @@ class Workflows:
             for queue, limit in ((QUEUE, self.concurrency), (CHILDREN, None)):
                 await DBOS.register_queue_async(
                     queue,
-                    worker_concurrency=limit,
+                    global_concurrency=limit,  # its own count of one process's runs is late: too many start at once
                     polling_interval_sec=self.interval_s,
                     on_conflict="always_update",
                 )
