@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stille.cli import train_default, train_draft
+from stille.cli import train_default, train_draft, train_sft
 from stille.cli.options import DEFAULT_MODEL, examples
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ EXAMPLES = examples(
     ("stille train distill MODEL TEXT --out run", "a converted model, taught by its dense original"),
     ("stille train default --out made --device cuda", "the default model, from its dense base to the finished delta"),
     ("stille train draft --out made --prompts chats.jsonl", "a draft head that makes a model's answers faster"),
+    ("stille train sft --data chats.jsonl --out tuned", "conversations, tool calls included"),
 )
 EXAMPLES_PRETRAIN = examples(
     ("stille train pretrain docs src --out run --steps 500", "files and folders of text; byte tokens"),
@@ -42,7 +43,7 @@ MODEL, RUN, LOSS, WATCH = "Model", "Run", "Loss", "Saving and watching"
 
 app = typer.Typer(
     name="train",
-    help="Train a model from scratch, teach a converted one, make the default model or a draft head.",
+    help="Train a model from scratch, teach a converted one, fine-tune one, make the default model or a draft head.",
     epilog=EXAMPLES,
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -345,6 +346,7 @@ class _Plan:
 
 app.command("default", epilog=train_default.EXAMPLES)(train_default.command)
 app.command("draft", epilog=train_draft.EXAMPLES)(train_draft.command)
+app.command("sft", epilog=train_sft.EXAMPLES)(train_sft.command)
 
 
 @contextlib.contextmanager
