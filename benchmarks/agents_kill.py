@@ -74,7 +74,7 @@ async def waits(journal: DurableJournal, number: int) -> int:
 async def wait_together(db: str, count: int, rounds: int) -> tuple[int, list[float], list[float]]:
     """Runs that did not end rightly, seconds of each round, MiB in use after each round."""
     lost, seconds, memory = 0, [], []
-    async with Workflows([waits], db, version="1", concurrency=count) as flows:
+    async with Workflows([waits], db, version="1") as flows:
         for round in range(rounds):
             started = time.perf_counter()
             runs = [await flows.start(waits, number, run_id=f"{round}-{number}") for number in range(count)]

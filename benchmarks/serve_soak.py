@@ -3,8 +3,8 @@
     python benchmarks/serve_soak.py [--clients 32] [--seconds 600] [--json OUT]
 
 A real `stille serve` process on loopback; clients in this process, each with one request after the other. What they
-send is in soak_traffic.py: chat, prompts of 10 to 1,500 tokens, tool calls, JSON for a schema, Anthropic's messages,
-responses that go on from each other, embeddings. A fifth of the answers are cut off by the client at a random moment
+send is in serve_sides/traffic.py: chat, prompts of 10 to 1,500 tokens, tool calls, JSON for a schema, messages of
+Anthropic's form, responses that go on from each other, embeddings. A fifth of the answers are cut off by the client at a random moment
 (some before the first token). One request in eight is malformed and has to be refused, with the right status, at once;
 one in eight is greedy and known: its answer has to be the one that it had before the load.
 """
@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from soak_traffic import CHAT, KNOWN, MODEL, Answer, Plan, absorb, absorb_whole, plan_request
+from serve_sides.traffic import CHAT, KNOWN, MODEL, Answer, Plan, absorb, absorb_whole, plan_request
 from stille import ledger
 
 HANG_S = 120.0  # a request that takes longer hangs

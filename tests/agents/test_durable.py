@@ -276,28 +276,16 @@ async def test_signals_are_typed_ordered_and_sent_once(path):
             await flows.send("nobody", "order", 1)
 
 
-async def test_children_do_not_wait_for_their_parents_slot(path):
-    async with opened(path, concurrency=1) as flows:
+async def test_children_run_beside_their_parent(path):
+    async with opened(path) as flows:
         assert await flows.run(parent, [1, 2, 3], run_id="r1") == [1, 4, 9]
         with pytest.raises(ToolError, match="unlucky"):
             await flows.run(parent, [13])
     assert sorted(DONE) == ["child1", "child2", "child3"]
 
 
-async def test_no_more_runs_at_a_time_than_allowed(path):
-    async with opened(path, concurrency=2) as flows:
-        for number in range(4):
-            await flows.start(holds, f"g{number}", run_id=f"r{number}")
-        await until(lambda: len(DONE) == 2)
-        await asyncio.sleep(0.3)
-        assert len(DONE) == 2
-        for number in range(4):
-            await flows.send(f"r{number}", f"g{number}", 1)
-        assert [await flows.result(f"r{number}") for number in range(4)] == [1] * 4
-
-
 async def test_many_runs_wait_at_once_and_none_is_forgotten(path):
-    async with opened(path, concurrency=60) as flows:
+    async with opened(path) as flows:
         runs = [await flows.start(buy, Order(name=f"n{n}", micros=n), run_id=f"m{n}") for n in range(30)]
         await until(lambda: len(flows.approvals.list(waiting=True)) == 30)
         for run in runs:

@@ -28,7 +28,7 @@ from stille.errors import ConfigError, InvalidRequestError
 
 logger = logging.getLogger(__name__)
 NAME = "stille"  # of the application, to DBOS
-QUEUE, CHILDREN = "stille", "stille-children"
+QUEUE = "stille"
 
 
 class Workflows:
@@ -38,8 +38,6 @@ class Workflows:
         database: path of a SQLite file, `postgresql://` URL; None: $STILLE_HOME/agents/runs.db.
         version: of the code. A run goes on only under the version that it was started with. None: a hash of the
             workflows' source.
-        concurrency: most runs at a time over all processes with this database, children not counted, those that wait
-            for a person or a signal included; None: no limit.
         interval_s: between two looks into the database for what others did.
         recover_s: between two looks for runs of processes that died.
 
@@ -55,7 +53,6 @@ class Workflows:
         database: str | os.PathLike[str] | None = None,
         *,
         version: str | None = None,
-        concurrency: int | None = None,
         interval_s: float = 0.1,
         recover_s: float = 5.0,
     ):
@@ -63,7 +60,6 @@ class Workflows:
         if len(self.workflows) < len(workflows):
             raise ConfigError(f"two workflows have the same name: {sorted(flow.name for flow in workflows)}")
         self.version = version or version_of(workflows)
-        self.concurrency = concurrency
         self.interval_s = interval_s
         self.recover_s = recover_s
         self.database = Database(database)
@@ -100,13 +96,7 @@ class Workflows:
             }
             DBOS(config=config)
             DBOS.launch()
-            for queue, limit in ((QUEUE, self.concurrency), (CHILDREN, None)):
-                await DBOS.register_queue_async(
-                    queue,
-                    global_concurrency=limit,  # its own count of one process's runs is late: too many start at once
-                    polling_interval_sec=self.interval_s,
-                    on_conflict="always_update",
-                )
+            await DBOS.register_queue_async(QUEUE, polling_interval_sec=self.interval_s, on_conflict="always_update")
             await self.recover()
             for run_id in (stranded := await self.stranded())[:10]:
                 logger.warning("run %s belongs to another version of the code and waits for it", run_id)
@@ -134,7 +124,7 @@ class Workflows:
 
     async def start(self, flow: Workflow, *args: Any, run_id: str | None = None, **kwargs: Any) -> str:
         """Start a run, and return its id. With an id that exists already nothing is started."""
-        return await self._enqueue(QUEUE, flow, run_id, flow.dump(args, kwargs))
+        return await self._enqueue(flow, run_id, flow.dump(args, kwargs))
 
     async def result(self, run_id: str) -> Json:
         """Wait for the end of a run; what it gave.
@@ -158,8 +148,8 @@ class Workflows:
             raise AgentError(f"run {run_id}: {error}") from error
 
     async def start_child(self, flow: Workflow, run_id: str, inputs: dict[str, Json]) -> str:
-        """As `start`, for journals: children do not wait for the slots that their parents hold."""
-        return await self._enqueue(CHILDREN, flow, run_id, inputs)
+        """As `start`, for journals, which have the inputs as JSON."""
+        return await self._enqueue(flow, run_id, inputs)
 
     async def run(self, flow: Workflow, *args: Any, run_id: str | None = None, **kwargs: Any) -> Json:
         """Start a run and wait for its result."""
@@ -249,17 +239,17 @@ class Workflows:
             if flow is None:
                 raise AgentError(f"schedule {context['schedule']}: no workflow {context['flow']} in this process")
             time = when if isinstance(when, str) else when.isoformat()
-            await self._enqueue(QUEUE, flow, f"{context['schedule']}@{time}", context["inputs"])
+            await self._enqueue(flow, f"{context['schedule']}@{time}", context["inputs"])
 
         return DBOS.workflow(name="stille.scheduled", max_recovery_attempts=None)(start)
 
-    async def _enqueue(self, queue: str, flow: Workflow, run_id: str | None, inputs: dict[str, Json]) -> str:
+    async def _enqueue(self, flow: Workflow, run_id: str | None, inputs: dict[str, Json]) -> str:
         if self.workflows.get(flow.name) is not flow:
             raise ConfigError(f"workflow {flow.name} is not among those of this Workflows: {sorted(self.workflows)}")
 
         async def enqueue() -> str:
             with SetWorkflowID(run_id) if run_id is not None else contextlib.nullcontext():
-                handle = await DBOS.enqueue_workflow_async(queue, self._functions[flow.name], inputs)
+                handle = await DBOS.enqueue_workflow_async(QUEUE, self._functions[flow.name], inputs)
             return handle.get_workflow_id()
 
         return await _outside(enqueue())
