@@ -6,7 +6,8 @@ A real `stille serve` process on loopback; clients in this process, each with on
 send is in serve_sides/traffic.py: chat, prompts of 10 to 1,500 tokens, tool calls, JSON for a schema, messages of
 Anthropic's form, responses that go on from each other, embeddings. A fifth of the answers are cut off by the client
 at a random moment (some before the first token). One request in eight is malformed and has to be refused, with the
-right status, at once; one in eight is greedy and known: its answer has to be the one that it had before the load."""
+right status, at once; one in eight is greedy and known: its answer has to be the one that it had before the load.
+"""
 
 import argparse
 import asyncio
