@@ -194,9 +194,11 @@ def _report(progress: Progress | None, done: int, total: int) -> None:
 
 def _largest_wheel(work: Path) -> int:
     sizes = [0]
-    for file in work.rglob("*.whl"):
-        with suppress(OSError):  # pip moves and removes files as it goes
-            sizes.append(file.stat().st_size)
+    for folder, _, names in os.walk(work):  # pip moves and removes files and folders as it goes, which `rglob` minds
+        for name in names:
+            if name.endswith(".whl"):
+                with suppress(OSError):
+                    sizes.append(os.stat(os.path.join(folder, name)).st_size)
     return max(sizes)
 
 
