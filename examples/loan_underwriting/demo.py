@@ -21,13 +21,14 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
+from rich.box import SIMPLE
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, track
 from rich.table import Table
 
 from examples.loan_underwriting.compliance.oracle import judge
@@ -39,6 +40,9 @@ from examples.loan_underwriting.documents import generate
 from examples.loan_underwriting.documents.facts import TODAY, make_facts
 from examples.loan_underwriting.scoring.scorecard import Scorecard
 from examples.loan_underwriting.services.world import load_world
+from stille.agents import Budget, PolicyGuard, Tool
+from stille.agents.approvals import Approval
+from stille.agents.budget import SqliteStore
 from stille.agents.durable import Workflows, workflow
 from stille.agents.models.base import ChatModel
 
@@ -52,24 +56,29 @@ async def main() -> int:
     model = await make_model(options)
     async with contextlib.AsyncExitStack() as stack:
         url = await stack.enter_async_context(services(out, options.faults))
-        if hasattr(model, "close"):
-            stack.push_async_callback(model.close)
-        desk = Desk(model, await connect(url), load_policy(), Scorecard.load(), TODAY)
+        if (close := getattr(model, "close", None)) is not None:
+            stack.push_async_callback(close)
+        budgets = Budget("desk", tokens=options.cases * 60_000, store=SqliteStore(str(out / "budget.db")))
+
+        def guard(name: str, tools: Sequence[Tool]) -> PolicyGuard:
+            return PolicyGuard(tools=tools, budget=Budget(name, tokens=20_000, calls=60, parent=budgets))
+
+        desk = Desk(model, await connect(url), load_policy(), Scorecard.load(), TODAY, guard)
         flow = workflow(name="underwrite")(desk.underwrite)
         # No limit on runs: those that wait for a person would use it up.
         flows = await stack.enter_async_context(Workflows([flow], out / "runs.db", version="demo"))
         begun = time.perf_counter()
         files = await run_cases(flows, flow, out, options.wait)
-        report(out, files, time.perf_counter() - begun, model.name)
+        report(out, files, flows.approvals.list(waiting=True), time.perf_counter() - begun, model.name)
     return 0
 
 
 def write_applications(out: Path, cases: int, seed: int) -> None:
     """Those that are not there yet, and what the services know of all."""
     facts = [make_facts(seed + number) for number in range(cases)]
-    for each in facts:
-        if not (out / each.number / "truth.json").exists():
-            generate.write_case(out / each.number, each)
+    missing = [each for each in facts if not (out / each.number / "truth.json").exists()]
+    for each in track(missing, "writing applications", console=console, disable=not missing):
+        generate.write_case(out / each.number, each)
     (out / "world.json").write_text(json.dumps(generate.world(facts)) + "\n")
 
 
@@ -79,7 +88,7 @@ async def make_model(options: argparse.Namespace) -> ChatModel:
     if options.endpoint:
         from stille.agents.models.endpoint import EndpointModel
 
-        return EndpointModel(options.endpoint, options.api_key, options.model)
+        return EndpointModel(options.endpoint, options.model, api_key=options.api_key)
     from stille.agents.models.engine import EngineModel
 
     return await EngineModel(options.model, max_model_len=4096).__aenter__()
@@ -143,40 +152,44 @@ async def run_cases(flows: Workflows, flow: Any, out: Path, wait: float) -> dict
                 return files
 
 
-def report(out: Path, files: dict[str, dict[str, Any] | None], seconds: float, model: str) -> None:
+def report(
+    out: Path, files: dict[str, dict[str, Any] | None], waiting: Sequence[Approval], seconds: float, model: str
+) -> None:
     """What became of the cases, beside what the policy says of the truth."""
     world, policy, card = load_world(out / "world.json"), load_policy(), Scorecard.load()
-    table = Table("application", "scenario", "outcome", "oracle", "points", "by", "why or what for")
+    table = Table(box=SIMPLE, pad_edge=False, expand=True)
+    for column in ("application", "scenario", "outcome"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("why", no_wrap=True, overflow="ellipsis", ratio=1)
+    asked = {approval.run: approval.reason for approval in waiting}
     counts: Counter[str] = Counter()
     tokens = cached = left_out = 0
     for name, file in files.items():
         truth = load_truth(out / name)
         oracle = judge(from_truth(truth), world, policy, card)
-        expected = oracle.outcome if oracle.straight_through else f"person ({oracle.outcome})"
+        expected = oracle.outcome if oracle.straight_through else "a person"
         if file is None:
-            counts["waiting"] += 1
-            counts["as the oracle"] += not oracle.straight_through
-            table.add_row(
-                name, truth["scenario"], "[yellow]waits[/yellow]", expected, "", "", "stille agent approve " + name
-            )
-            continue
-        counts[file["outcome"]] += 1
-        same = file["decided_by"] != "policy" or (oracle.straight_through and oracle.outcome == file["outcome"])
+            outcome, why, same = "waits", asked.get(name, "at work"), not oracle.straight_through
+        else:
+            outcome, by_policy = file["outcome"], file["decided_by"] == "policy"
+            same = outcome == expected if by_policy else not oracle.straight_through
+            tokens, cached = tokens + file["prompt_tokens"], cached + file["cached_tokens"]
+            left_out += len(file["completed"])
+            why = "; ".join(reason["text"] for reason in file["reasons"]) or (file["payment"] or file["status"])
+            why = why if by_policy else f"by {file['decided_by']}: {why}"
+            (out / name / "case.json").write_text(json.dumps(file, indent=1) + "\n")
+            (out / name / "letter.txt").write_text(file["letter"] + "\n")
+        counts[outcome] += 1
         counts["as the oracle"] += same
-        tokens, cached = tokens + file["prompt_tokens"], cached + file["cached_tokens"]
-        left_out += len(file["completed"])
-        why = "; ".join(reason["text"] for reason in file["reasons"]) or (file["payment"] or file["status"])
-        shown = file["outcome"] if same else f"[red]{file['outcome']}[/red]"
-        table.add_row(name, truth["scenario"], shown, expected, str(file["points"] or ""), file["decided_by"], why)
-        (out / name / "case.json").write_text(json.dumps(file, indent=1) + "\n")
-        (out / name / "letter.txt").write_text(file["letter"] + "\n")
+        table.add_row(name, truth["scenario"], outcome if same else f"[red]{outcome}, not {expected}[/red]", why)
     console.print(table)
     console.print(
         f"{len(files)} cases in {seconds:.0f} s with {model}: {counts['approve']} approved, {counts['decline']} "
-        f"declined, {counts['waiting']} wait for a person; {counts['as the oracle']} as the policy says of the truth.\n"
+        f"declined, {counts['waits']} wait for a person; {counts['as the oracle']} as the policy says of the truth.\n"
         f"Prompts had {tokens:,} tokens, {cached:,} of them in the prefix cache; the workflow did {left_out} steps "
         f"that agents had left out.\nCase files and letters: {out}/*/case.json and letter.txt. "
-        f"Who waits: stille agent runs --db {out / 'runs.db'}"
+        f"Who waits for a person: stille agent runs --db {out / 'runs.db'}; then stille agent approve, and the same "
+        "command again."
     )
 
 

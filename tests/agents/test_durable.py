@@ -295,6 +295,16 @@ async def test_many_runs_wait_at_once_and_none_is_forgotten(path):
     assert sorted(DONE)[:30] == sorted(f"pay:m{n}" for n in range(30))
 
 
+async def test_closing_leaves_the_loop_usable_and_nobody_waiting(path):
+    async with opened(path) as flows:
+        await flows.start(holds, "gate", run_id="r1")
+        result = asyncio.create_task(flows.result("r1"))
+        await until(lambda: "begin:gate" in DONE)
+    with pytest.raises(AgentError, match="closed"):
+        await result
+    assert await asyncio.to_thread(len, "abc") == 3
+
+
 async def test_branches_may_finish_in_another_order_after_a_restart(path):
     async with opened(path) as flows:
         await flows.start(branches, run_id="r1")
@@ -421,7 +431,7 @@ async def test_a_workflow_can_be_called_with_any_journal():
         return Decision(verdict="approve", by="test")
 
     DONE.clear()
-    assert (await buy(Direct(approve=yes), Order(name="tea", micros=1))).micros == 2
+    assert (await buy(Direct("run", approve=yes), Order(name="tea", micros=1))).micros == 2
     assert DONE == ["price", "pay:run"]
 
 

@@ -113,6 +113,15 @@ async def test_an_effect_that_failed_before_it_happened_may_be_tried_again(datab
     assert await effects.perform("run", call(), world.cause, world.lookup) == {"number": 1}
 
 
+async def test_what_was_surely_not_done_parks_nothing(database):
+    effects, world = Effects(database), World()
+    world.fails = False, ToolFailedError("its breaker is open", started=False)
+    with pytest.raises(ToolFailedError):
+        await effects.perform("run", call(), world.cause)
+    world.fails = None
+    assert await effects.perform("run", call(), world.cause) == {"number": 1}
+
+
 @pytest.mark.parametrize("looks", [True, False])
 @pytest.mark.parametrize("happened", [True, False])
 async def test_an_unknown_outcome_is_parked_until_it_is_resolved(database, looks, happened):

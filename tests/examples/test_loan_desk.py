@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import socket
 import threading
 import time
@@ -20,6 +21,7 @@ from examples.loan_underwriting.services.apps import create_services
 from examples.loan_underwriting.services.faults import Faults
 from examples.loan_underwriting.services.ledger import Ledger
 from examples.loan_underwriting.services.world import World
+from stille.agents import Budget, PolicyGuard
 from stille.agents.durable import Workflows, workflow
 from stille.agents.errors import ToolFailedError
 from stille.agents.tools import Tool
@@ -57,7 +59,10 @@ def services(papers, tmp_path):
 
 
 async def make_desk(url: str, **replaced: Tool) -> Desk:
-    return Desk(Clerk(), (await connect(url)) | replaced, load_policy(), Scorecard.load(), TODAY)
+    def guard(name, tools):
+        return PolicyGuard(tools=tools, budget=Budget(name, tokens=1_000, calls=60))
+
+    return Desk(Clerk(), (await connect(url)) | replaced, load_policy(), Scorecard.load(), TODAY, guard)
 
 
 async def waiting(flows: Workflows, run_id: str) -> str:
@@ -111,3 +116,29 @@ async def test_what_nobody_answers_goes_to_a_person(papers, services, tmp_path):
     assert (file["outcome"], file["loan"]) == ("decline", None)
     assert "search_sanctions" in file["completed"]
     assert not ledger.effects("loan")
+
+
+async def test_a_bank_that_fails_half_way_is_asked_again_by_a_person(papers, services, tmp_path):
+    folder, _ = papers
+    url, ledger = services
+    real, down = (await connect(url))["reserve_funds"], True
+
+    async def sometimes(arguments, context):
+        if down:
+            raise ToolFailedError("reserve_funds: no answer")
+        return await real.run(arguments, context)
+
+    flaky = dataclasses.replace(real, run=sometimes)
+    flow = workflow(name="underwrite")((await make_desk(url, reserve_funds=flaky)).underwrite)
+    async with Workflows([flow], tmp_path / "runs.db", version="1") as flows:
+        await flows.start(flow, folder.name, str(folder), run_id="case")
+        await waiting(flows, "case")
+        flows.approve("case", by="anna")
+        while "no answer" not in await waiting(flows, "case"):
+            await asyncio.sleep(0.05)
+        assert [len(ledger.effects(kind)) for kind in ("loan", "reservation", "payment")] == [1, 0, 0]
+        down = False
+        flows.approve("case", by="bert")
+        file = await flows.result("case")
+    assert file["status"] == "done"
+    assert [len(ledger.effects(kind)) for kind in ("loan", "reservation", "payment")] == [1, 1, 1]

@@ -95,11 +95,11 @@ def as_paper(read: Mapping[str, Any]) -> Paper:
     return paper_of(read["document"], read["type"], values, read["unsure"], read["text"])
 
 
-def letter(application: str, decision: Decision, name: str | None, decided_by: str) -> str:
+def letter(application: str, decision: Decision, name: str | None, decided_by: str, paid: bool) -> str:
     """What the applicant is told. Reasons are those that decided, word for word (12 CFR 1002.9)."""
     lines = [f"Application {application}", "", f"Dear {(name or 'applicant').title()},", ""]
     if decision.outcome == "approve":
-        lines.append("your loan is approved. The amount is on its way to your account.")
+        lines.append("your loan is approved." + (" The amount is on its way to your account." if paid else ""))
     elif decision.outcome == "decline":
         lines += ["we cannot grant the loan that you asked for. These are the principal reasons:", ""]
         lines += [f"- {reason.text}" for reason in decision.reasons]

@@ -8,6 +8,7 @@ workflow does itself. The policy decides, or a person where it says so, and only
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,7 +54,7 @@ class Desk:
         model: of the agents.
         services: tools of the bureau, the registry and the bank, by name.
         today: that ages and expiries are counted from.
-        guard: makes what holds an agent of a case to budget and policy; None: nothing does.
+        guard: of one agent's work on one case, by a name and its tools: holds it to budget and policy.
     """
 
     model: ChatModel
@@ -61,8 +62,8 @@ class Desk:
     policy: Policy
     card: Scorecard
     today: date
+    guard: Callable[[str, Sequence[Tool]], Guard]
     extractor: Extractor = field(default_factory=GeometryExtractor)
-    guard: Callable[[str], Guard] | None = None
     _reading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def extract(self, path: Path) -> Json:
@@ -123,7 +124,7 @@ class _Case:
             decision, decided_by = await self._person(decision)
         loan, payment, status = None, None, "done"
         if decision.outcome == "approve":
-            loan, payment, status = await self._pay(decision)
+            loan, payment, status = await self._pay()
         return CaseFile(
             application=self.application,
             outcome=decision.outcome,
@@ -140,7 +141,7 @@ class _Case:
             loan=loan,
             payment=payment,
             note=note,
-            letter=letter(self.application, decision, self._known("name"), decided_by),
+            letter=letter(self.application, decision, self._known("name"), decided_by, paid=payment is not None),
             prompt_tokens=self.usage.prompt_tokens,
             cached_tokens=self.usage.cached_tokens,
             completion_tokens=self.usage.completion_tokens,
@@ -247,7 +248,7 @@ class _Case:
             require_call=True,
             max_tokens=200,
         )
-        guard = None if self.desk.guard is None else self.desk.guard(f"{self.application}-{name}")
+        guard = self.desk.guard(f"{self.application}-{name}", tools)
         run, error = None, None
         try:
             run = await agent.run(task, journal=self.journal, guard=guard, scope=self.application, observe=self._note)
@@ -341,20 +342,34 @@ class _Case:
         outcome = "approve" if said.verdict == "approve" else "decline"
         return decision.model_copy(update={"outcome": outcome, "adverse": outcome == "decline"}), said.by
 
-    async def _pay(self, decision: Decision) -> tuple[str | None, str | None, str]:
+    async def _pay(self) -> tuple[str | None, str | None, str]:
+        """Opens the loan and pays it out. While the bank cannot be reached, a person says whether to try again: what
+        was done already is not done twice."""
         amount, months = self._known("amount"), self._known("months")
         ssn, account = self._known("ssn"), self._known("account")
         if not (amount and months and ssn and account):
             return None, None, "not paid out: the documents lack the amount, the months, a number or an account"
-        cents = int(amount)
+        cents, loan = int(amount), None
         new = {"application": self.application, "ssn": ssn, "amount": cents, "months": int(months)}
-        try:
-            loan = (await self._effect("open_loan", new))["loan"]
-            await self._effect("reserve_funds", {"loan": loan, "amount": cents})
-            payment = await self._payment({"loan": loan, "account": account, "amount": cents})
-        except (ToolError, ToolFailedError) as error:
-            return None, None, f"not paid out: {error}"
-        return loan, payment["payment"], "done"
+        for attempt in itertools.count(1):
+            try:
+                loan = (await self._effect("open_loan", new))["loan"]
+                await self._effect("reserve_funds", {"loan": loan, "amount": cents})
+                payment = await self._payment({"loan": loan, "account": account, "amount": cents})
+                return loan, payment["payment"], "done"
+            except ToolError as error:  # the bank says no
+                return loan, None, f"not paid out: {error}"
+            except ToolFailedError as error:
+                request = ApprovalRequest(
+                    id=f"{self.journal.run_id}/pay-{attempt}",
+                    tool="try_payment_again",
+                    arguments={"application": self.application, "loan": loan},
+                    reason=str(error),
+                )
+                said = await self.journal.approval(request)
+                if said.verdict == "reject":
+                    return loan, None, f"not paid out, {said.by} gave up: {error}"
+        raise AssertionError("counting ends never")
 
     async def _effect(self, name: str, arguments: Mapping[str, Json]) -> Any:
         """An effect at the bank that knows idempotency keys."""

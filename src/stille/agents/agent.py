@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -141,7 +140,7 @@ class Agent(Generic[T]):
         """
         from stille.agents.loop import Loop, Setting
 
-        journal = journal or Direct(run_id=uuid.uuid4().hex)  # budgets tell payments apart by it
+        journal = journal or Direct()
         setting = Setting(
             journal=journal,
             guard=guard or Open(),

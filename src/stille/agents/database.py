@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy import event, exc
 
+from stille.agents.errors import AgentError
 from stille.errors import ConfigError
 
 T = TypeVar("T")
@@ -86,6 +87,7 @@ class Database:
         self.owner = uuid.uuid4().hex
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="stille-agents")
         self._lock: Any = None
+        self.closed = False
         if create:
             try:
                 with self.engine.begin() as connection:
@@ -133,6 +135,7 @@ class Database:
 
     def close(self) -> None:
         """Give up the lock and the connections."""
+        self.closed = True
         self._threads.shutdown(wait=True)
         if self._lock is not None:
             if self.sqlite:
@@ -196,7 +199,7 @@ class Watch:
                 self._waiting.pop(key, None)
 
     async def _poll(self) -> None:
-        while self._waiting:
+        while self._waiting and not self._database.closed:
             try:
                 for key in await self._database.call(self._ready, list(self._waiting)):
                     for future in self._waiting.get(key, ()):
@@ -205,6 +208,9 @@ class Watch:
             except exc.OperationalError:
                 pass  # the database is away or busy: asked again
             await asyncio.sleep(self._interval_s)
+        for future in [future for futures in self._waiting.values() for future in futures]:
+            if not future.done():
+                future.set_exception(AgentError("the database was closed while something was waited for in it"))
 
 
 def _configure_sqlite(connection: Any, _: Any) -> None:

@@ -26,7 +26,14 @@ import stille.agents.errors
 import stille.errors
 from stille.agents import audit
 from stille.agents.database import Database, Watch, canonical, metadata, now
-from stille.agents.errors import AgentError, BudgetExceededError, PolicyError, ToolError, UnknownOutcomeError
+from stille.agents.errors import (
+    AgentError,
+    BudgetExceededError,
+    PolicyError,
+    ToolError,
+    ToolFailedError,
+    UnknownOutcomeError,
+)
 from stille.agents.journal import EffectCall
 from stille.agents.types import Data, Effect, Json
 
@@ -178,7 +185,8 @@ class Effects:
             await self._record(call, "open", encode_error(error))
             raise
         except Exception as error:
-            if call.effect != "idempotent":
+            sure = isinstance(error, ToolFailedError) and not error.started  # that nothing was done
+            if call.effect != "idempotent" and not sure:
                 found = await self._ask(call, lookup, f"{type(error).__name__}: {error}")
                 if found is not None:
                     return await self._done(call, found)

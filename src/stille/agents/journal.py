@@ -7,6 +7,7 @@ only computes, from what the steps gave; so a journal that hands out recorded re
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Awaitable, Callable
 from typing import Literal, Protocol, TypeVar
 
@@ -84,12 +85,14 @@ class Direct:
     """A journal that keeps nothing: for runs that need not survive their process.
 
     Args:
-        run_id: of the run.
+        run_id: of the run; None: one that no other has.
         approve: asked instead of a person; None: nothing is approved.
     """
 
-    def __init__(self, run_id: str = "run", approve: Callable[[ApprovalRequest], Awaitable[Decision]] | None = None):
-        self.run_id = run_id
+    def __init__(
+        self, run_id: str | None = None, approve: Callable[[ApprovalRequest], Awaitable[Decision]] | None = None
+    ):
+        self.run_id = run_id or uuid.uuid4().hex
         self._approve = approve
         self._results: dict[str, asyncio.Future[Json]] = {}
 

@@ -316,11 +316,12 @@ class EngineCore:
             self._read_guessed(_sampled(plan), guesses, output, now, deltas)
         else:
             for row, (sequence, token) in enumerate(zip(_sampled(plan), output.token_ids, strict=True)):
-                if sequence.status is Status.FINISHED:  # one token too many
+                ended = sequence.status is Status.FINISHED  # then: one token too many
+                if ended or (sequence.matcher is not None and self._take_silently(sequence, token, now)):
                     continue
-                if sequence.matcher is None or not self._take_silently(sequence, token, now):
+                if self._unsaid:
                     self._say(deltas)
-                    deltas.append(self._take(sequence, token, row, output.logprobs, now))
+                deltas.append(self._take(sequence, token, row, output.logprobs, now))
         if output.drafts is not None and self.speculator is not None:
             for sequence, tokens, chances in zip(dict.fromkeys(plan.sequences), *output.drafts, strict=True):
                 if sequence.status is Status.DECODE:
@@ -447,8 +448,7 @@ class EngineCore:
     def stats(self) -> EngineStats:
         """A snapshot; may be called from any thread."""
         m, blocks, scheduler = self.metrics, self.blocks, self.scheduler
-        cached, available = blocks.num_cached, blocks.num_available
-        pages = blocks.num_pages - 1
+        cached, available, pages = blocks.num_cached, blocks.num_available, blocks.num_pages - 1
         return EngineStats(
             queue_depth=self.queue_depth,
             max_queue=self.max_queue,

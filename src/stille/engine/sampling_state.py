@@ -141,6 +141,7 @@ class SamplingState:
         self._in_prompt = torch.zeros(0, vocab_size, dtype=torch.bool, device=device)
         self._batches: dict[tuple[bytes, bytes], SampledRows] = {}  # as described last, while the slots stay the same
         self._unsent: dict[int, int] = {}  # slots whose last token the device does not have yet
+        self._triton = has_triton()
         self._staging = Staging(device)  # for masks
         self._layouts: dict[tuple[int, int], Layout] = {}
 
@@ -267,7 +268,7 @@ class SamplingState:
             for row, mask_W in zip(allowed.rows, allowed.mask_MW, strict=True):
                 left_RV[row] += _BYTE_TO_BIAS.take(mask_W.view(np.uint8), axis=0).reshape(-1)[:width]
             return torch.from_numpy(left_RV)
-        if not has_triton():
+        if not self._triton:
             shifts = torch.arange(32, dtype=torch.int32, device=self.device)
             bits_MWB = self._send(allowed.mask_MW).unsqueeze(-1).bitwise_right_shift(shifts) & 1
             rows = self._send(allowed.rows)

@@ -8,7 +8,9 @@ import contextvars
 import logging
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer, PortableWorkflowError, SetWorkflowID
@@ -112,11 +114,14 @@ class Workflows:
         await self.close()
 
     async def close(self) -> None:
-        """Finish the effects that were begun, and leave the rest of the runs to the next process."""
+        """Finish the effects that were begun, and leave the rest of the runs to the next process. Who waits for a
+        result in this one gets an AgentError."""
         if self._recovery is not None:
             self._recovery.cancel()
         await self.effects.settle()
-        await asyncio.to_thread(DBOS.destroy, destroy_registry=True)
+        with ThreadPoolExecutor(1) as own:  # the loop's default one may be DBOS's, which it shuts down
+            await asyncio.get_running_loop().run_in_executor(own, partial(DBOS.destroy, destroy_registry=True))
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(thread_name_prefix="asyncio"))
         self.database.close()
         Workflows._open = None
 
