@@ -1,0 +1,1 @@
+"""Live understanding of camera streams: sources, perception with identities, rules, events, sinks."""

@@ -1,0 +1,1 @@
+"""Synthetic warehouses: layouts, what happens in them, and pictures with exact truth."""
