@@ -34,10 +34,12 @@ from rich.table import Table
 from examples.loan_underwriting.compliance.oracle import judge
 from examples.loan_underwriting.compliance.papers import from_truth, load_truth
 from examples.loan_underwriting.compliance.policy import load_policy
+from examples.loan_underwriting.desk.case import CaseFile
 from examples.loan_underwriting.desk.clerk import Clerk
 from examples.loan_underwriting.desk.desk import Desk, connect
 from examples.loan_underwriting.documents import generate
 from examples.loan_underwriting.documents.facts import TODAY, make_facts
+from examples.loan_underwriting.extraction import Extractor
 from examples.loan_underwriting.scoring.scorecard import Scorecard
 from examples.loan_underwriting.services.world import load_world
 from stille.agents import Budget, PolicyGuard, Tool
@@ -53,45 +55,65 @@ async def main() -> int:
     options = parse()
     out: Path = options.out
     write_applications(out, options.cases, options.seed)
-    model = await make_model(options)
+    model = await make_model(options.model, options.endpoint, options.api_key)
+    begun = time.perf_counter()
+    files, waiting = await process(out, model, options.faults, options.wait)
+    report(out, files, waiting, time.perf_counter() - begun, model.name)
+    return 0
+
+
+async def process(
+    out: Path, model: ChatModel, faults: str | None, wait: float = 0, extractor: Extractor | None = None
+) -> tuple[dict[str, CaseFile | None], Sequence[Approval]]:
+    """Takes all applications in a folder as far as they come without a person, and closes the model.
+
+    Args:
+        faults: of the services: JSON, "none", or None for realistic ones.
+        wait: seconds to wait for people after everything else is done.
+
+    Returns:
+        by application its case file, or None if it waits; what people are asked.
+    """
     async with contextlib.AsyncExitStack() as stack:
-        url = await stack.enter_async_context(services(out, options.faults))
         if (close := getattr(model, "close", None)) is not None:
             stack.push_async_callback(close)
-        budgets = Budget("desk", tokens=options.cases * 60_000, store=SqliteStore(str(out / "budget.db")))
+        url = await stack.enter_async_context(services(out, faults))
+        names = sorted(path.parent.name for path in out.glob("*/truth.json"))
+        budgets = Budget("desk", tokens=len(names) * 60_000, store=SqliteStore(str(out / "budget.db")))
 
         def guard(name: str, tools: Sequence[Tool]) -> PolicyGuard:
             return PolicyGuard(tools=tools, budget=Budget(name, tokens=20_000, calls=60, parent=budgets))
 
         desk = Desk(model, await connect(url), load_policy(), Scorecard.load(), TODAY, guard)
+        if extractor is not None:
+            desk.extractor = extractor
         flow = workflow(name="underwrite")(desk.underwrite)
         # No limit on runs: those that wait for a person would use it up.
         flows = await stack.enter_async_context(Workflows([flow], out / "runs.db", version="demo"))
-        begun = time.perf_counter()
-        files = await run_cases(flows, flow, out, options.wait)
-        report(out, files, flows.approvals.list(waiting=True), time.perf_counter() - begun, model.name)
-    return 0
+        files = await run_cases(flows, flow, out, names, wait)
+        return files, flows.approvals.list(waiting=True)
 
 
-def write_applications(out: Path, cases: int, seed: int) -> None:
+def write_applications(out: Path, cases: int, seed: int, scanned: float = 0.5) -> None:
     """Those that are not there yet, and what the services know of all."""
     facts = [make_facts(seed + number) for number in range(cases)]
     missing = [each for each in facts if not (out / each.number / "truth.json").exists()]
     for each in track(missing, "writing applications", console=console, disable=not missing):
-        generate.write_case(out / each.number, each)
+        generate.write_case(out / each.number, each, scanned)
     (out / "world.json").write_text(json.dumps(generate.world(facts)) + "\n")
 
 
-async def make_model(options: argparse.Namespace) -> ChatModel:
-    if options.model == "clerk":
+async def make_model(name: str, endpoint: str | None, api_key: str = "none") -> ChatModel:
+    """The agents' model: the clerk, one behind an endpoint, or one that runs here."""
+    if name == "clerk":
         return Clerk()
-    if options.endpoint:
+    if endpoint:
         from stille.agents.models.endpoint import EndpointModel
 
-        return EndpointModel(options.endpoint, options.model, api_key=options.api_key)
+        return EndpointModel(endpoint, name, api_key=api_key)
     from stille.agents.models.engine import EngineModel
 
-    return await EngineModel(options.model, max_model_len=4096).__aenter__()
+    return await EngineModel(name, max_model_len=4096).__aenter__()
 
 
 @contextlib.asynccontextmanager
@@ -121,17 +143,18 @@ async def services(out: Path, faults: str | None) -> AsyncIterator[str]:
         process.kill()
 
 
-async def run_cases(flows: Workflows, flow: Any, out: Path, wait: float) -> dict[str, dict[str, Any] | None]:
+async def run_cases(
+    flows: Workflows, flow: Any, out: Path, names: Sequence[str], wait: float
+) -> dict[str, CaseFile | None]:
     """All cases; None for those that still wait for a person `wait` seconds after the others are done."""
-    names = sorted(path.parent.name for path in out.glob("*/truth.json"))
-    files: dict[str, dict[str, Any] | None] = dict.fromkeys(names)
+    files: dict[str, CaseFile | None] = dict.fromkeys(names)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("cases", total=len(names))
 
         async def one(name: str) -> None:
             await flows.start(flow, name, str(out / name), run_id=name)
-            files[name] = await flows.result(name)  # type: ignore[assignment]
+            files[name] = CaseFile.model_validate(await flows.result(name))
             progress.advance(bar)
 
         tasks = [asyncio.create_task(one(name)) for name in names]
@@ -153,7 +176,7 @@ async def run_cases(flows: Workflows, flow: Any, out: Path, wait: float) -> dict
 
 
 def report(
-    out: Path, files: dict[str, dict[str, Any] | None], waiting: Sequence[Approval], seconds: float, model: str
+    out: Path, files: dict[str, CaseFile | None], waiting: Sequence[Approval], seconds: float, model: str
 ) -> None:
     """What became of the cases, beside what the policy says of the truth."""
     world, policy, card = load_world(out / "world.json"), load_policy(), Scorecard.load()
@@ -171,14 +194,14 @@ def report(
         if file is None:
             outcome, why, same = "waits", asked.get(name, "at work"), not oracle.straight_through
         else:
-            outcome, by_policy = file["outcome"], file["decided_by"] == "policy"
+            outcome, by_policy = file.outcome, file.decided_by == "policy"
             same = outcome == expected if by_policy else not oracle.straight_through
-            tokens, cached = tokens + file["prompt_tokens"], cached + file["cached_tokens"]
-            left_out += len(file["completed"])
-            why = "; ".join(reason["text"] for reason in file["reasons"]) or (file["payment"] or file["status"])
-            why = why if by_policy else f"by {file['decided_by']}: {why}"
-            (out / name / "case.json").write_text(json.dumps(file, indent=1) + "\n")
-            (out / name / "letter.txt").write_text(file["letter"] + "\n")
+            tokens, cached = tokens + file.prompt_tokens, cached + file.cached_tokens
+            left_out += len(file.completed)
+            why = "; ".join(reason.text for reason in file.reasons) or (file.payment or file.status)
+            why = why if by_policy else f"by {file.decided_by}: {why}"
+            (out / name / "case.json").write_text(file.model_dump_json(indent=1) + "\n")
+            (out / name / "letter.txt").write_text(file.letter + "\n")
         counts[outcome] += 1
         counts["as the oracle"] += same
         table.add_row(name, truth["scenario"], outcome if same else f"[red]{outcome}, not {expected}[/red]", why)

@@ -81,7 +81,7 @@ def test_a_scanned_card_is_read_with_places_on_the_crooked_page(tmp_path):
         "type": "identity", "layout": 0, "scanned": True, "pages": 1,
         "fields": [{"name": f.name, "value": f.value, "page": f.page, "box": f.box} for f in fields],
     }  # fmt: skip
-    result = compare(tmp_path / "card.pdf", document)
+    result = compare(GeometryExtractor().extract(tmp_path / "card.pdf"), document)
     assert result["classified"] == "identity"
     assert len(result["wrong"]) <= 0.05 * result["fields"]
     assert result["placed"] == result["fields"] - len(result["wrong"])
