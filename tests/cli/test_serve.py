@@ -105,7 +105,8 @@ def test_the_drain_has_a_deadline_and_json_logs_are_json(serve):
 def test_a_second_signal_ends_it_at_once(serve):
     server = serve()
     with httpx.Client(base_url=server.base, timeout=60) as client, server.stream(client, LONG) as response:
-        next(response.iter_lines())
+        lines = response.iter_lines()  # kept: it closes the response when it is collected
+        next(lines)
         server.process.terminate()
         server.until("draining")
         server.process.terminate()

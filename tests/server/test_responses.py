@@ -274,8 +274,8 @@ def test_a_client_that_leaves_frees_its_request(idle, stream):
     with httpx.Client(base_url=idle.base, timeout=60 if stream else 0.5) as client:
         if stream:
             with client.stream("POST", "/v1/responses", json=body) as response:
-                begun = next(response.iter_lines())
-                assert begun == "event: response.created"
+                lines = response.iter_lines()  # kept: it closes the response when it is collected
+                assert next(lines) == "event: response.created"
                 idle.wait_for(lambda m: m["stille_sequences_running"] > 0)
         else:
             with pytest.raises(httpx.ReadTimeout):
