@@ -8,6 +8,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The same examples each time, however slow the machine: what passed here passes elsewhere. New ones are sought with
+# --hypothesis-profile=explore.
+settings.register_profile("explore", deadline=None)
+settings.register_profile("same", deadline=None, derandomize=True)
+settings.load_profile("same")
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when torch loads numpy; the interpreter's products are small
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -62,6 +69,19 @@ if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # A shell starts background jobs so, and children inherit it; the tests of Ctrl-C need it as a terminal has it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run what takes long and seldom finds more")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--slow"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="slow; asked for with --slow"))
+
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"

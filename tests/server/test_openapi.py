@@ -42,32 +42,32 @@ def short(start_server, tiny_checkpoint, tmp_path_factory):
         yield server
 
 
+# Systematic values for every parameter, then random ones; text completions share chat's parameters, responses its
+# machinery, and the systematic values of messages would take 40 s.
+WHOLE = [
+    ("coverage,fuzzing", ["--exclude-path", "/v1/completions", "--exclude-path-regex",
+                          "^/v1/(messages|responses|embeddings|files|batches)"]),
+    ("fuzzing", ["--include-path", "/v1/messages"]),
+    ("coverage,fuzzing", ["--include-path", "/v1/embeddings"]),
+    ("coverage,fuzzing", ["--include-path-regex", "^/v1/(files|batches)"]),
+    ("fuzzing", ["--include-path", "/v1/completions", "--include-path", "/v1/messages/count_tokens"]),
+    ("fuzzing", ["--include-path-regex", "^/v1/responses(/input_tokens)?$"]),
+    ("coverage,fuzzing", ["--include-path-regex", "^/v1/responses/.response_id"]),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("phases", "paths"),
+    ("phases", "paths", "examples"),
     [
-        # Systematic values for every parameter, then random ones; text completions share chat's parameters.
-        (
-            "coverage,fuzzing",
-            [
-                "--exclude-path",
-                "/v1/completions",
-                "--exclude-path-regex",
-                "^/v1/(messages|responses|embeddings|files|batches)",
-            ],
-        ),
-        ("fuzzing", ["--include-path", "/v1/messages"]),  # whose systematic values would take 40 s
-        ("coverage,fuzzing", ["--include-path", "/v1/embeddings"]),
-        ("coverage,fuzzing", ["--include-path-regex", "^/v1/(files|batches)"]),
-        ("fuzzing", ["--include-path", "/v1/completions", "--include-path", "/v1/messages/count_tokens"]),
-        ("fuzzing", ["--include-path-regex", "^/v1/responses(/input_tokens)?$"]),  # which share chat's machinery
-        ("coverage,fuzzing", ["--include-path-regex", "^/v1/responses/.response_id"]),
+        ("fuzzing", [], 3),
+        *(pytest.param(phases, paths, 12, marks=pytest.mark.slow) for phases, paths in WHOLE),
     ],
 )
-def test_every_answer_is_as_documented(short, tmp_path, phases, paths):
+def test_every_answer_is_as_documented(short, tmp_path, phases, paths, examples):
     # Accepted requests are judged by the check in openapi_checks.py, which knows the codes.
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{short.base}/openapi.json"]
     command += ["--exclude-checks", "positive_data_acceptance", "--phases", phases, *paths]
-    command += ["--max-examples", "12", "--seed", "1", "--header", f"Authorization: {HEADERS['Authorization']}"]
+    command += ["--max-examples", str(examples), "--seed", "1", "--header", f"Authorization: {HEADERS['Authorization']}"]
     command += ["--request-timeout", "60", "--continue-on-failure", "--no-color", "--no-shrink"]
     environment = {**os.environ, "SCHEMATHESIS_HOOKS": str(HERE / "openapi_checks.py")}
     run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=170)

@@ -13,22 +13,25 @@ import torch
 
 SCRIPT = Path(__file__).with_name("ranks.py")
 RUNS = {
-    "pretrain": ("pretrain", "fp32", "replicate", 0),
     "low-rank": ("pretrain", "fp32", "replicate", 2),
     "distill-fsdp": ("distill", "fp32", "fsdp", 0),
+}
+MORE = {
+    "pretrain": ("pretrain", "fp32", "replicate", 0),
     "pretrain-fsdp-bf16": ("pretrain", "bf16", "fsdp", 0),
 }
 
 
 @pytest.fixture(scope="module")
-def ends(tmp_path_factory, make_model, store):
+def ends(tmp_path_factory, make_model, store, request):
     """{processes: {run: (lines of metrics, end)}}."""
+    runs = RUNS | (MORE if request.config.getoption("--slow") else {})
     found = {}
     for count in (1, 2):
         out = tmp_path_factory.mktemp(f"ranks{count}")
         plan = dict(
             documents=[row.tolist() for row in np.split(store.tokens, store.starts[1:])],
-            model=make_model().config.to_dict(), out=str(out), runs=RUNS,
+            model=make_model().config.to_dict(), out=str(out), runs=runs,
             config=dict(steps=6, batch=8, micro_batch=2, length=32, lr=3e-3, warmup=2, anneal=0.4, log_every=1),
         )  # fmt: skip
         (out / "plan.json").write_text(json.dumps(plan))
@@ -46,12 +49,12 @@ def ends(tmp_path_factory, make_model, store):
                 [json.loads(line) for line in (out / name / "metrics.jsonl").read_text().splitlines()],
                 torch.load(out / name / "end.pt"),
             )
-            for name in RUNS
+            for name in runs
         }
     return found
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [*RUNS, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
 def test_two_ranks_equal_one(ends, name):
     (alone, end), (together, end2) = ends[1][name], ends[2][name]
     assert [row["step"] for row in together] == [1, 2, 3, 4, 5, 6, 6]
@@ -62,5 +65,5 @@ def test_two_ranks_equal_one(ends, name):
     assert end["evaluation"] == pytest.approx(end2["evaluation"], rel=loose)
     for key, value in end["model"].items():
         torch.testing.assert_close(end2["model"][key], value, rtol=loose, atol=loose)
-    trained = ends[1]["pretrain"][1]["model"]
-    assert not torch.equal(trained["lm_head.weight"], ends[1]["distill-fsdp"][1]["model"]["lm_head.weight"])
+    first, second = (ends[1][run][1]["model"]["lm_head.weight"] for run in RUNS)
+    assert not torch.equal(first, second)

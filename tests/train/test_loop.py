@@ -226,7 +226,7 @@ def test_a_share_of_the_sequences_runs_at_other_budgets(make_model, settings, st
         {"masked": True},
         pytest.param(
             {"masked": True, "compile": True},
-            marks=pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler"),
+            marks=[pytest.mark.slow, pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler")],
         ),
     ],
     ids=lambda ways: "-".join(ways),

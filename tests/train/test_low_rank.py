@@ -143,9 +143,12 @@ def test_it_learns(make_model, settings, store, make_store, tmp_path):
     [
         ("int4", False),
         ("int8", False),
-        pytest.param("int4", True, marks=pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler")),
+        pytest.param(
+            "int4", True,
+            marks=[pytest.mark.slow, pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler")],
+        ),
     ],
-)
+)  # fmt: skip
 def test_the_model_is_on_the_grid_and_the_pairs_are_not(make_model, settings, store, tmp_path, quantize, compiled):
     config = settings(steps=3, rank=2, quantize=quantize, compile=compiled)
     start = weights(make_model())

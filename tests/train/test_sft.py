@@ -172,7 +172,7 @@ class TestRendering:
             Renderer(tokenizer, tiny.eos_token_ids).documents([conversation(chat(3))])
 
     def test_processes_render_the_same(self, renderer):
-        each = [conversation(chat(n)) for n in range(600)]
+        each = [conversation(chat(n)) for n in range(300)]
         one, two = (list(render_all(each, renderer, workers)) for workers in (1, 2))
         assert [r.ids.tolist() for r in one] == [r.ids.tolist() for r in two]
 

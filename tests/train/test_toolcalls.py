@@ -97,11 +97,11 @@ def test_results_are_read_out(rows):
 
 
 def test_the_same_seed_is_the_same_text_in_any_number_of_processes():
-    one = [text for text, _ in generate(600, 3)]
-    two = [text for text, _ in generate(600, 3, workers=2)]
-    other = [text for text, _ in generate(600, 4)]
+    one = [text for text, _ in generate(300, 3)]
+    two = [text for text, _ in generate(300, 3, workers=2)]
+    other = [text for text, _ in generate(250, 4)]
     assert one == two
-    assert len(set(one)) == 600
+    assert len(set(one)) == 300
     assert len(set(one) & set(other)) == 0
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import settings as options
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -47,6 +47,7 @@ class TestShares:
         st.lists(st.floats(0, 10, allow_subnormal=False), min_size=1, max_size=40), st.integers(2, 16),
         st.floats(0, 1), st.integers(0, 4), st.integers(0, 4),
     )  # fmt: skip
+    @example([3.0], 4, 1 - 2**-53, 0, 0)  # a target next to all experts
     @options(max_examples=150, deadline=None)
     def test_the_mean_is_kept_within_the_bounds(self, kl, experts, place, min_k, less):
         least, most = max(1, min_k), experts - less

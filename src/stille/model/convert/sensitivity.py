@@ -91,7 +91,7 @@ def layer_shares(kl: Sequence[float], config: ExpertsConfig) -> list[float]:
     for layer, value in enumerate(kl):
         if not math.isfinite(value):
             raise ConfigError(f"the KL of layer {layer} alone is {value}; try float32, or no budgets by layer.")
-    if target >= experts or max(kl) <= 0:
+    if experts - target <= 1e-8 * experts or max(kl) <= 0:  # closer to all, rounding would decide
         return [1.0] * len(kl)
     wanted = [max(value, LEAST * max(kl)) ** POWER for value in kl]
     least = (experts - config.max_k) / (experts - target)

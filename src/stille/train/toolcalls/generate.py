@@ -24,7 +24,7 @@ Split = Literal["train", "heldout", "phrasings", "tools", "worlds"]
 third of each."""
 HELD_WORLDS = frozenset({"fitness", "insurance", "post"})
 HELD_SHARE = 9  # one of so many tools of the other worlds
-CHUNK = 500
+CHUNK = 250
 PERSONAS = (
     "You are a helpful assistant.",
     "You are an assistant that calls functions.",
