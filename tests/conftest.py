@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# The same examples each time, however slow the machine: what passed here passes elsewhere. New ones are sought with
-# --hypothesis-profile=explore.
-settings.register_profile("explore", deadline=None)
-settings.register_profile("same", deadline=None, derandomize=True)
-settings.load_profile("same")
-
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when torch loads numpy; the interpreter's products are small
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process for each core already; threads of theirs would only wait
 
 import torch
+
+# The same examples each time, however slow the machine: what passed here passes elsewhere. New ones are sought with
+# --hypothesis-profile=explore.
+settings.register_profile("explore", deadline=None)
+settings.register_profile("same", deadline=None, derandomize=True)
+settings.load_profile("same")
 
 if not torch.cuda.is_available():
     # Before anything imports Triton: its interpreter runs the GPU kernels' tests on CPU tensors.
@@ -69,7 +69,6 @@ if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # A shell starts background jobs so, and children inherit it; the tests of Ctrl-C need it as a terminal has it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

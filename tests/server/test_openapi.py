@@ -67,7 +67,8 @@ def test_every_answer_is_as_documented(short, tmp_path, phases, paths, examples)
     # Accepted requests are judged by the check in openapi_checks.py, which knows the codes.
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{short.base}/openapi.json"]
     command += ["--exclude-checks", "positive_data_acceptance", "--phases", phases, *paths]
-    command += ["--max-examples", str(examples), "--seed", "1", "--header", f"Authorization: {HEADERS['Authorization']}"]
+    command += ["--max-examples", str(examples), "--seed", "1"]
+    command += ["--header", f"Authorization: {HEADERS['Authorization']}"]
     command += ["--request-timeout", "60", "--continue-on-failure", "--no-color", "--no-shrink"]
     environment = {**os.environ, "SCHEMATHESIS_HOOKS": str(HERE / "openapi_checks.py")}
     run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=170)
