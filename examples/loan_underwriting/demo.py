@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -123,7 +124,14 @@ async def services(out: Path, faults: str | None) -> AsyncIterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "examples.loan_underwriting.services", "--port", str(port)]
-    command += ["--world", str(out / "world.json"), "--ledger", str(out / "ledger.sqlite")]
+    command += [
+        "--world",
+        str(out / "world.json"),
+        "--ledger",
+        str(out / "ledger.sqlite"),
+        "--parent",
+        str(os.getpid()),
+    ]
     process = subprocess.Popen(command + (["--faults", faults] if faults else []))
     url = f"http://127.0.0.1:{port}"
     try:

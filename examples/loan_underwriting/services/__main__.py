@@ -6,6 +6,10 @@ python -m examples.loan_underwriting.services --world loans/world.json --ledger 
 from __future__ import annotations
 
 import argparse
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import uvicorn
@@ -31,12 +35,22 @@ def main() -> None:
     parser.add_argument("--world", type=Path, help="world.json of generated cases; without it, that of the first 60")
     parser.add_argument("--ledger", type=Path, default=Path("ledger.sqlite"))
     parser.add_argument("--faults", help='JSON such as {"error": 0.1, "seed": 3}; "none" for a reliable service')
+    parser.add_argument("--parent", type=int, help="process number of the parent: end when it has, however it ended")
     args = parser.parse_args()
+    if args.parent:
+        threading.Thread(target=outlive, args=(args.parent,), daemon=True).start()
     faults = REALISTIC
     if args.faults:
         faults = Faults() if args.faults == "none" else Faults.model_validate_json(args.faults)
     app = CREATE[args.service](load_world(args.world), Ledger(args.ledger), faults)
     uvicorn.run(app, host=args.host, port=args.port, log_level="warning")
+
+
+def outlive(parent: int) -> None:
+    """Ends this process soon after its parent; a parent that is killed cannot see to it."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":
