@@ -91,6 +91,8 @@ def test_every_reason_is_what_decided_and_mending_it_helps(measured, scored):
             assert not rule.holds(measured[rule.measure])
             mended = check(RULES, {**measured, rule.measure: rule.enough})
             assert reason.would_help == rule.enough
+            unknown = measured.get(rule.measure) is None
+            assert reason.text == rule.reason if not unknown else reason.text.startswith("Could not be checked: ")
             assert mended[rule.id]
             assert all(mended[id] or not held for id, held in check(RULES, measured).items())
         else:

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from examples.loan_underwriting.compliance.assess import Measure
-from examples.loan_underwriting.compliance.policy import Outcome, Policy, check
+from examples.loan_underwriting.compliance.policy import Outcome, Policy, Rule, check
 from examples.loan_underwriting.scoring.scorecard import Features, Scorecard
 
 WORDING = {
@@ -24,7 +24,7 @@ WORDING = {
 
 
 class Reason(BaseModel):
-    """Why it was not approved.
+    """Why it was not approved, or could not be decided.
 
     Attributes:
         source: "rule", `id` is the rule's; "score", `id` is the factor's.
@@ -77,7 +77,7 @@ def decide(policy: Policy, card: Scorecard, measures: Mapping[str, Measure], fea
     bands = policy.score
     outcome: Outcome
     by_rule = [
-        Reason(source="rule", id=rule.id, text=rule.reason, would_help=rule.enough)
+        Reason(source="rule", id=rule.id, text=_words(rule, results[rule.id]), would_help=rule.enough)
         for rule in sorted(failed, key=lambda rule: rule.otherwise)
     ]
     lost = sorted((p for p in score.factors if p.lost > 0), key=lambda p: -p.lost)[: bands.reasons] if score else []
@@ -106,3 +106,8 @@ def decide(policy: Policy, card: Scorecard, measures: Mapping[str, Measure], fea
         reasons=tuple(reasons),
         policy_version=policy.version.isoformat(),
     )
+
+
+def _words(rule: Rule, holds: bool | None) -> str:
+    """Why the rule does not hold. What is not known is no reason against anybody: such a case goes to a person."""
+    return rule.reason if holds is False else f"Could not be checked: {rule.measure.replace('_', ' ')}"
