@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stille.cli import train_default, train_draft, train_sft
+from stille.cli import train_default, train_draft, train_sft, train_video
 from stille.cli.options import DEFAULT_MODEL, examples
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ EXAMPLES = examples(
     ("stille train default --out made --device cuda", "the default model, from its dense base to the finished delta"),
     ("stille train draft --out made --prompts chats.jsonl", "a draft head that makes a model's answers faster"),
     ("stille train sft --data chats.jsonl --out tuned", "conversations, tool calls included"),
+    ("stille train video --minutes 20 --out cam", "the perception model of cameras"),
 )
 EXAMPLES_PRETRAIN = examples(
     ("stille train pretrain docs src --out run --steps 500", "files and folders of text; byte tokens"),
@@ -347,6 +348,7 @@ class _Plan:
 app.command("default", epilog=train_default.EXAMPLES)(train_default.command)
 app.command("draft", epilog=train_draft.EXAMPLES)(train_draft.command)
 app.command("sft", epilog=train_sft.EXAMPLES)(train_sft.command)
+app.command("video", epilog=train_video.EXAMPLES)(train_video.command)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,145 @@
+"""`stille train video`: the perception model, from rendered clips."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stille.cli.options import examples
+
+if TYPE_CHECKING:
+    from stille.video.training import VideoTrainConfig
+
+EXAMPLES = examples(
+    ("stille train video --minutes 20 --out cam", "the model of the package, on one GPU"),
+    ("stille train video --preset tiny --steps 200 --out tiny --device cpu", "a small one, on a CPU"),
+    ("stille train video --minutes 60 --out cam --batch 12 --detect-batch 60", "half the memory"),
+    note="First it learns to detect, from many short clips; then identities, from long ones. Clips are rendered while "
+    "it learns. The same command again goes on where the run was stopped. The model comes to lie in OUT/model.",
+)
+INTERRUPTED = 130
+RUN, WATCH = "Run", "Saving and watching"
+
+
+def _option(panel: str, *names: str, **more: Any) -> Any:
+    return typer.Option(*names, rich_help_panel=panel, **more)
+
+
+def command(
+    ctx: typer.Context,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run: checkpoints, metrics, the model.")],
+    preset: Annotated[str, typer.Option(help="base, or tiny: small pictures and a small network.")] = "base",
+    config: Annotated[
+        Path | None, typer.Option("--config", help="JSON with fields of VideoTrainConfig; options go before it.")
+    ] = None,
+    steps: Annotated[int | None, _option(RUN, help="Steps of the optimizer.")] = None,
+    minutes: Annotated[float | None, _option(RUN, help="Wall-clock limit. (default: 20, or by --steps)")] = None,
+    detect_share: Annotated[float, _option(RUN, help="Share of the run that learns to detect only.")] = 0.4,
+    detect_batch: Annotated[int, _option(RUN, help="Clips of a step there.")] = 120,
+    detect_frames: Annotated[int, _option(RUN, help="Frames of a clip there.")] = 6,
+    batch: Annotated[int, _option(RUN, help="Clips of a step, once identities are learned.")] = 24,
+    frames: Annotated[int, _option(RUN, help="Frames of a clip, then.")] = 30,
+    micro_batch_frames: Annotated[int, _option(RUN, help="Pictures computed at once; 0: all of a step.")] = 0,
+    lr: Annotated[float, _option(RUN, help="Peak learning rate.")] = 4e-4,
+    warmup: Annotated[int, _option(RUN, help="Steps until the peak.")] = 200,
+    dtype: Annotated[str, _option(RUN, help="fp32, bf16 (float32 weights), auto: bf16 on a GPU.")] = "auto",
+    device: Annotated[str, _option(RUN, help="auto, cpu or cuda.")] = "auto",
+    seed: Annotated[int, _option(RUN, help="Of weights and clips.")] = 0,
+    save_minutes: Annotated[float, _option(WATCH, help="Minutes between checkpoints.")] = 1.0,
+    log_every: Annotated[int, _option(WATCH, help="Steps between lines of OUT/metrics.jsonl.")] = 10,
+    eval_every: Annotated[int, _option(WATCH, help="Steps between evaluations; 0: at the end only.")] = 0,
+    eval_clips: Annotated[int, _option(WATCH, help="Clips of an evaluation.")] = 16,
+) -> None:
+    """Train the perception model of cameras on clips that are rendered on the way."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise typer.BadParameter(f"device {device!r} is unknown; choose auto, cpu or cuda")
+    import torch
+
+    from stille.errors import ConfigError
+    from stille.video.model import PRESETS, StilleCamNet, flops_per_frame, save
+    from stille.video.scenes.make import make_clips
+    from stille.video.training import train
+    from stille.video.training.card import card, device_name, facts
+
+    if preset not in PRESETS:
+        raise typer.BadParameter(f"preset {preset!r} is unknown; choose {' or '.join(PRESETS)}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device cuda was asked for, but there is none here.")
+    place = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    settings = _settings(ctx, config, place.type == "cuda")
+    sizes = PRESETS[preset]
+    torch.manual_seed(settings.seed)
+    network = StilleCamNet(sizes)
+    flops = flops_per_frame(sizes)["total"] / 1e9
+    typer.echo(
+        f"{network.parameter_count:,} parameters, {flops:.2f} GFLOP per frame, on {device_name(place)}", err=True
+    )
+
+    def source(seed: int, clips: int, length: int) -> Any:
+        return make_clips(clips, length, (sizes.width, sizes.height), seed, device=place)
+
+    with _bar() as show:
+        result = train(
+            network, source, settings, out, device=place,
+            on_step=lambda now: show(now.share, f"step {now.step}  {facts(now.metrics)}"),
+        )  # fmt: skip
+    told = f"{result.step} steps, {result.pictures:,} pictures, {result.seconds:.0f} s"
+    if not result.finished:
+        typer.echo(f"stopped after {told}; the same command goes on from there", err=True)
+        raise typer.Exit(INTERRUPTED)
+    about = "clips of the warehouse generator (`stille.video.scenes`), rendered while it learned."
+    text = card(result, settings, about, device_name(place))
+    save(result.network, out / "model", text, torch.bfloat16)
+    found = "".join(f", {name.removeprefix('eval_')} {value:.3f}" for name, value in result.evaluation.items())
+    typer.echo(f"{out / 'model'}: {told}{found}")
+
+
+def _settings(ctx: typer.Context, file: Path | None, on_gpu: bool) -> VideoTrainConfig:
+    """Defaults, then the file, then what the command line says."""
+    import dataclasses
+
+    from stille.train.config import read_json
+    from stille.video.training import VideoTrainConfig
+
+    def said(name: str) -> bool:
+        source = ctx.get_parameter_source(name)
+        return source is not None and source.name not in ("DEFAULT", "DEFAULT_MAP")
+
+    names = {field.name for field in dataclasses.fields(VideoTrainConfig)} & set(ctx.params)
+    values: dict[str, Any] = {"dtype": "auto"} | (read_json(file) if file is not None else {})
+    values |= {name: ctx.params[name] for name in names if said(name)}
+    if values["dtype"] == "auto":
+        values["dtype"] = "bf16" if on_gpu else "fp32"
+    if values.get("steps") is None and values.get("minutes") is None:
+        values["minutes"] = 20.0
+    return VideoTrainConfig.from_dict(values)
+
+
+@contextlib.contextmanager
+def _bar() -> Iterator[Callable[[float, str], None]]:
+    """A bar on stderr; where that is no terminal, a line every ten seconds."""
+    if not sys.stderr.isatty():
+        told = 0.0
+
+        def line(share: float, text: str) -> None:
+            nonlocal told
+            if time.monotonic() - told >= 10 or share >= 1:
+                told = time.monotonic()
+                typer.echo(f"training {share:.0%}  {text}", err=True)
+
+        yield line
+        return
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    from stille.cli.download import stderr_console
+
+    columns = (TextColumn("training"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.description}"), console=stderr_console(quiet=False)) as bars:
+        task = bars.add_task("", total=1.0)
+        yield lambda share, text: bars.update(task, completed=share, description=text)

@@ -1,0 +1,115 @@
+"""Identities are learned from what a clip's objects look like: each object gets a random word, and at each frame is
+asked for it, from what was seen of all of them before.
+
+Trajectories are damaged on purpose, as MOTIP does it (R. Gao, J. Qi, L. Wang, CVPR 2025): hidden for a while, and
+exchanged in single frames. A clip may also be cut in two with minutes between the parts, and the second one mirrored in
+its positions: after a long time an object is somewhere else, and only its looks tell who it is.
+
+B clips, T frames, M objects, C width, N = T * M.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from stille.video.model.identity import Context, IdentityDecoder
+from stille.video.training.config import VideoTrainConfig
+
+
+@dataclass(slots=True)
+class Damage:
+    """
+    Attributes:
+        hidden_BTM: bool, as if the object had not been seen.
+        source_BTM: whose looks a past object has, itself or another one of its frame.
+        word_BM: of each object; from the number of words on, it has none.
+        cut_B: first frame of the second part; gap_B: seconds before it, 0 for none.
+    """
+
+    hidden_BTM: Tensor
+    source_BTM: Tensor
+    word_BM: Tensor
+    cut_B: Tensor
+    gap_B: Tensor
+
+
+def damage(present_BTM: Tensor, words: int, config: VideoTrainConfig, random: torch.Generator) -> Damage:
+    """Draw what happens to the trajectories of a batch, on the CPU."""
+    present = present_BTM.cpu()
+    b, t, m = present.shape
+
+    def rand(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=random)
+
+    frame = torch.arange(t)[None, :, None]
+    begin = (rand(b, 1, m) * t).floor()
+    end = begin + ((t - 1 - begin).clamp(min=0) * rand(b, 1, m)).ceil()
+    hidden = (frame >= begin) & (frame < end) & (rand(b, 1, m) < config.occlusion)
+    moved = (rand(b, t, m) < config.switch) & present & ~hidden
+    last = 2.0 + torch.arange(m)
+    to, source = (torch.where(moved, rand(b, t, m), last).argsort(-1) for _ in range(2))
+    source = torch.zeros_like(to).scatter(-1, to, source)
+    rank = (rand(b, m) + ~present.any(1)).argsort(-1).argsort(-1)  # those that are ever seen come first
+    spare = torch.arange(words, max(words, m)).expand(b, -1)
+    word = torch.cat([rand(b, words).argsort(-1), spare], 1).gather(1, rank)
+    cut = 1 + (rand(b) * max(1, t - 1)).floor().long()
+    gap = torch.exp(rand(b) * math.log(config.longest_gap)) * (rand(b) < config.gap)
+    return Damage(hidden, source, word, cut, gap)
+
+
+@dataclass(slots=True)
+class Judged:
+    """The loss, and how many objects were asked for and named rightly: of those known before, and of new ones."""
+
+    loss: Tensor
+    known: Tensor
+    known_right: Tensor
+    new: Tensor
+    new_right: Tensor
+
+
+def identity_loss(
+    decoder: IdentityDecoder, token_BTMC: Tensor, box_BTM4: Tensor, present_BTM: Tensor, time_BT: Tensor, how: Damage
+) -> Judged:
+    """Cross-entropy over words and "new", of every object in every frame; boxes are corners.
+
+    Objects whose number in the clip exceeds the words are left out.
+    """
+    b, t, m, c = token_BTMC.shape
+    device = token_BTMC.device
+    hidden, source, word, cut, gap = (
+        x.to(device) for x in (how.hidden_BTM, how.source_BTM, how.word_BM, how.cut_B, how.gap_B)
+    )
+    seen = present_BTM & ~hidden & (word < decoder.words)[:, None]
+    later = torch.arange(t, device=device)[None] >= cut[:, None]
+    time = time_BT.double() + gap[:, None] * later
+    far = ((gap > 0)[:, None] & later)[:, :, None, None]
+    mirrored = torch.stack([1 - box_BTM4[..., 2], box_BTM4[..., 1], 1 - box_BTM4[..., 0], box_BTM4[..., 3]], -1)
+    box = torch.where(far, mirrored, box_BTM4)
+
+    x, position = (y.view(b, t, m, c) for y in decoder.describe(token_BTMC.flatten(1, 2), box.flatten(1, 2)))
+    wide = source[..., None].expand(-1, -1, -1, c)
+    past, past_at = (y.gather(2, wide).flatten(1, 2) for y in (x, position))
+    there = seen.flatten(1)
+    words = torch.where(there, word[:, None].expand(b, t, m).flatten(1), -1)
+    kv = decoder.remember(past, past_at, words)
+    when = time[:, :, None].expand(b, t, m).flatten(1)
+    frame = torch.arange(t, device=device).repeat_interleave(m)
+    age = (when[:, :, None] - when[:, None]).clamp(min=0)
+    before = frame[:, None] > frame[None]
+    context = Context(kv, words, age, before.expand(b, -1, -1))
+    here = (frame[:, None] == frame[None])[None, None] & there[:, None, None]
+    here = here | torch.eye(t * m, dtype=torch.bool, device=device)
+    logits = decoder(x.flatten(1, 2), position.flatten(1, 2), context, here)
+
+    met = (seen.cumsum(1) - seen.long() > 0).flatten(1)
+    label = torch.where(met, words, decoder.words)
+    asked, label = logits[there], label[there]
+    loss = cross_entropy(asked, label, reduction="sum") / there.sum().clamp(min=1)
+    right, old = asked.detach().argmax(-1) == label, label < decoder.words
+    return Judged(loss, old.sum(), (right & old).sum(), (~old).sum(), (right & ~old).sum())
