@@ -35,7 +35,7 @@ from examples.loan_underwriting.services.world import World, load_world
 from stille import ledger
 from stille.agents.approvals import Approval
 
-FIRST_SEED = 20_000
+FIRST_SEED = 30_000
 """Applications that neither the extractor nor the policy was written on."""
 
 

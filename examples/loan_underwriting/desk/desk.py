@@ -26,10 +26,11 @@ from examples.loan_underwriting.scoring.scorecard import Scorecard
 from examples.loan_underwriting.services.world import IdentityAnswer, Report, SanctionMatch
 from stille.agents.agent import Agent
 from stille.agents.blackboard import Blackboard, Source
+from stille.agents.durable.journal import DurableJournal
 from stille.agents.errors import BudgetExceededError, ModelError, ToolError, ToolFailedError, TurnLimitError
 from stille.agents.events import CallFinished, Run
 from stille.agents.guard import Guard
-from stille.agents.journal import ApprovalRequest, EffectCall, Journal
+from stille.agents.journal import ApprovalRequest, EffectCall
 from stille.agents.models.base import ChatModel
 from stille.agents.openapi import tools_from_openapi
 from stille.agents.tools import Tool, ToolContext
@@ -55,6 +56,9 @@ class Desk:
         services: tools of the bureau, the registry and the bank, by name.
         today: that ages and expiries are counted from.
         guard: of one agent's work on one case, by a name and its tools: holds it to budget and policy.
+        settles_s: in which the bank carries out a payment after its caller has given up or died. One that it does not
+            know of may still come before that.
+        again_s: waits before a service that could not be had is asked again; after the last one it is a person's turn.
     """
 
     model: ChatModel
@@ -64,6 +68,8 @@ class Desk:
     today: date
     guard: Callable[[str, Sequence[Tool]], Guard]
     extractor: Extractor = field(default_factory=GeometryExtractor)
+    settles_s: float = 2.0
+    again_s: Sequence[float] = (2.0, 10.0, 60.0)
     _reading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def extract(self, path: Path) -> Json:
@@ -71,7 +77,7 @@ class Desk:
         async with self._reading:
             return as_json(await asyncio.to_thread(self.extractor.extract, path))
 
-    async def underwrite(self, journal: Journal, application: str, folder: str) -> CaseFile:
+    async def underwrite(self, journal: DurableJournal, application: str, folder: str) -> CaseFile:
         """The workflow of one case.
 
         Args:
@@ -102,7 +108,7 @@ async def connect(url: str, client_id: str = "desk") -> dict[str, Tool]:
 
 
 class _Case:
-    def __init__(self, desk: Desk, journal: Journal, application: str, folder: Path):
+    def __init__(self, desk: Desk, journal: DurableJournal, application: str, folder: Path):
         self.desk, self.journal, self.application, self.folder = desk, journal, application, folder
         self.board = Blackboard(Fields)
         self.usage = Usage()
@@ -157,7 +163,8 @@ class _Case:
 
         async def read(arguments: Any, context: ToolContext) -> Json:
             file = arguments["file"]
-            done[file] = await self.desk.extract(self.folder / file)
+            if file not in done:
+                done[file] = await self.desk.extract(self.folder / file)
             return told([done[file]])  # type: ignore[list-item]
 
         schema = {
@@ -286,12 +293,18 @@ class _Case:
         async def run() -> Json:
             try:
                 return {"answer": await tool.call({})}
-            except (ToolError, ToolFailedError) as error:
-                return {"error": str(error)}
+            except ToolError:
+                return {"answer": None}
+            except ToolFailedError as error:
+                return {"failed": str(error)}
 
-        result = await self.journal.step(f"complete.{tool.name}", run)
-        assert isinstance(result, dict)
-        return result.get("answer")
+        for wait_s in (*self.desk.again_s, None):
+            result = await self.journal.step(f"complete.{tool.name}", run)
+            assert isinstance(result, dict)
+            if "failed" not in result or wait_s is None:
+                return result.get("answer")
+            await self.journal.sleep(wait_s)
+        raise AssertionError("the last wait is None")
 
     # What the desk does
 
@@ -343,8 +356,8 @@ class _Case:
         return decision.model_copy(update={"outcome": outcome, "adverse": outcome == "decline"}), said.by
 
     async def _pay(self) -> tuple[str | None, str | None, str]:
-        """Opens the loan and pays it out. While the bank cannot be reached, a person says whether to try again: what
-        was done already is not done twice."""
+        """Opens the loan and pays it out. What was done already is not done twice, so that it can be tried again while
+        the bank cannot be reached; after a few times a person says whether to."""
         amount, months = self._known("amount"), self._known("months")
         ssn, account = self._known("ssn"), self._known("account")
         if not (amount and months and ssn and account):
@@ -360,6 +373,9 @@ class _Case:
             except ToolError as error:  # the bank says no
                 return loan, None, f"not paid out: {error}"
             except ToolFailedError as error:
+                if attempt <= len(self.desk.again_s):
+                    await self.journal.sleep(self.desk.again_s[attempt - 1])
+                    continue
                 request = ApprovalRequest(
                     id=f"{self.journal.run_id}/pay-{attempt}",
                     tool="try_payment_again",
@@ -392,8 +408,12 @@ class _Case:
             return await pay.call({**arguments, "reference": key}, ToolContext(run_id=self.journal.run_id))
 
         async def lookup(key: str) -> Json | None:
-            found: Any = await find.call({"reference": key})
-            return found[0] if found else None
+            for wait_s in (0.0, self.desk.settles_s):
+                await asyncio.sleep(wait_s)
+                found: Any = await find.call({"reference": key})
+                if found:
+                    return found[0]
+            return None
 
         wanted = EffectCall(key=key, tool=pay.name, arguments=dict(arguments), effect="once")
         return await self.journal.effect(wanted, run, lookup)
