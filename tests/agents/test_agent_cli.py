@@ -1,8 +1,10 @@
 """`stille agent`, on the database of real runs."""
 
 import asyncio
+import contextlib
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
 
@@ -91,6 +93,7 @@ def agent(made, tmp_path, monkeypatch, capfd):
 def test_runs_say_what_they_wait_for(agent):
     text = agent("runs")
     assert "approval of wire: over 4" in text
+    assert text.count("the one that worked on it has ended; start the program again") == 2
     assert "effect wire:bob may have happened" in text
     listed = {run["id"]: run for run in json.loads(agent("runs", "--json"))}
     assert {run: found["state"] for run, found in listed.items()} == {"ann": "waiting", "bob": "parked"}
@@ -131,22 +134,34 @@ def test_a_resolved_effect_lets_the_run_end(agent):
     ("arguments", "says"),
     [
         (["show", "nobody"], "no run 'nobody'"),
-        (["approve", "nobody"], "waits for no approval"),
+        (["approve", "nobody"], "waits for no approval; what does: ann (a1)"),
+        (["approve", "bob"], "'a1' was decided by test: approve"),
         (["resolve", "wire:bob"], "--not-happened"),
         (["resolve", "wire:bob", "--happened", "--result", "{"], "not JSON"),
         (["resolve", "wire:bob", "--not-happened", "--result", "1"], "has no result"),
-        (["resolve", "nothing", "--happened"], "no effect 'nothing'"),
+        (["resolve", "nothing", "--happened"], "no effect 'nothing'; parked are: wire:bob"),
         (["replay", "bob", "--code", "/no/flows.py"], "no Python file"),
         (["replay", "bob", "--code", "no.such.module"], "no module no.such.module"),
         (["replay", "bob", "--code", "stille.errors"], "no workflow 'loan'"),
         (["runs", "--db", "/no/such/runs.db"], "no database"),
-        (["runs", "--db", "mysql://host/db"], "expected a path"),
+        (["runs", "--db", "mysql://me:hunter22@host/db"], "mysql://me:***@host/db': expected a path"),
+        (["runs", "--db", __file__], "file is not a database"),
+        (["runs", "--db", "/"], "unable to open"),
+        (["audit", "verify", "--db", "postgresql://me:hunter22@127.0.0.1:1/x"], "postgresql://me:***@127.0.0.1:1/x: "),
         (["runs", "--state", "odd"], "none of queued"),
         (["audit", "verify", "--sequence", "3"], "belong together"),
     ],
 )
 def test_a_mistake_is_explained(agent, arguments, says):
-    assert says in " ".join(agent(*arguments, status=2).split())
+    told = " ".join(agent(*arguments, status=2).split())
+    assert says in told
+    assert "hunter22" not in told
+
+
+def test_a_database_of_something_else_is_named(agent, tmp_path):
+    with contextlib.closing(sqlite3.connect(tmp_path / "other.db")) as other:
+        other.execute("CREATE TABLE x (y)")
+    assert "holds no runs of agents" in agent("runs", "--db", str(tmp_path / "other.db"), status=2)
 
 
 def test_a_replay_of_a_run_that_has_not_ended(agent):

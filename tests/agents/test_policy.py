@@ -364,8 +364,6 @@ async def test_secrets_are_filled_in_within_the_call_only():
     guard = secretive().guard
     assert await guard.armed(tool).call({"to": "key {{secret:bank}}"}) == {"echo": "key {{secret:bank}}"}
     assert got == [{"to": f"key {KEY}"}]
-    other = make("send_mail", "to", run=run)
-    assert guard.armed(other) is other
 
 
 class Odd(Exception):

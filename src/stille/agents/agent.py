@@ -119,6 +119,9 @@ class Agent(Generic[T]):
         labels: Labels = TRUSTED,
         history: Sequence[Message] = (),
         scope: str | None = None,
+        tenant: str | None = None,
+        timeout_s: float | None = None,
+        deadline: float | None = None,
         observe: Callable[[AgentEvent], None] | None = None,
     ) -> Run[T]:
         """Works on a task until there is an answer.
@@ -130,16 +133,24 @@ class Agent(Generic[T]):
             labels: of the task.
             history: of the conversation that the task goes on from.
             scope: of its effects, such as a case's id: within it, the same effect happens once. None: this run.
+            tenant: for whom it works; told to its tools, and to the agents that it calls.
+            timeout_s: seconds that it may take from when it begins, restarts and waiting for people included.
+            deadline: `time.time()` by which it has to end; of the two the earlier counts. A tool that runs an agent
+                passes on its context's. Calls of models and tools end by then, or earlier, when the guard's budget has
+                no time left.
             observe: told what happens, as it happens.
 
         Raises:
+            DeadlineError: no answer in time.
             TurnLimitError: no answer within `max_turns`, or it goes round in circles.
             BudgetExceededError: the next call would cost too much.
             ModelError: the model cannot be used.
             UnknownOutcomeError: an effect may have happened; see `Journal.effect`.
         """
-        from stille.agents.loop import Loop, Setting
+        from stille.agents.loop import Loop, Setting, ends_by
 
+        if timeout_s is not None and timeout_s <= 0:
+            raise ConfigError(f"agent {self.name}: timeout_s is {timeout_s:g}; expected more than 0 seconds")
         journal = journal or Direct()
         setting = Setting(
             journal=journal,
@@ -148,6 +159,8 @@ class Agent(Generic[T]):
             scope=journal.run_id if scope is None else scope,
             emit=observe or _ignore,
             numbers=itertools.count(1 + sum(len(message.calls) for message in history)),
+            tenant=tenant,
+            deadline=await ends_by(journal, self.name, timeout_s, deadline),
         )
         return await Loop(self, setting, task, labels, history, self.specs).run()
 
@@ -172,20 +185,24 @@ class Agent(Generic[T]):
                 with suppress(asyncio.CancelledError):
                     await asyncio.wait([work])
 
-    def as_tool(self, name: str, description: str, *, shared: bool = False) -> AgentTool:
+    def as_tool(
+        self, name: str, description: str, *, shared: bool = False, timeout_s: float | None = None
+    ) -> AgentTool:
         """This agent as a tool of another one, which gives it a task and gets its answer.
 
         Args:
             shared: it is shown the conversation so far, and finds it in the prefix cache. Otherwise only its task.
+            timeout_s: for each call; None: as long as its caller has. When it is over, the caller is told.
         """
-        return AgentTool(self, name, description, shared)
+        return AgentTool(self, name, description, shared, timeout_s)
 
 
 class AgentTool:
     """An agent that others may call. Its steps are recorded in the journal of the run that calls it."""
 
-    def __init__(self, agent: Agent[Any], name: str, description: str, shared: bool):
+    def __init__(self, agent: Agent[Any], name: str, description: str, shared: bool, timeout_s: float | None):
         self.agent, self.name, self.description, self.shared = agent, name, description, shared
+        self.timeout_s = timeout_s
 
     def spec(self) -> ToolSpec:
         return ToolSpec(name=self.name, description=self.description, parameters=_TASK)

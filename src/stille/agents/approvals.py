@@ -73,13 +73,20 @@ class Approvals:
         with self.database.transaction() as connection:
             rows = connection.execute(sa.select(table).where(table.c.run == run).with_for_update()).all()
             named = [row for row in rows if row.id == id] if id is not None else [r for r in rows if r.verdict is None]
+            if not named and rows and id is None:
+                named = rows[-1:]  # all are decided
             if not named:
-                raise AgentError(f"run {run!r} waits for no approval" + ("" if id is None else f" {id!r}"))
+                told = f"run {run!r} waits for no approval" + ("" if id is None else f" {id!r}")
+                query = sa.select(table.c.run, table.c.id).where(table.c.verdict.is_(None)).limit(5)
+                waiting = [f"{one.run} ({one.id})" for one in connection.execute(query)]
+                raise AgentError(f"{told}; what does: {', '.join(waiting) or 'nothing'}")
             if len(named) > 1:
                 raise AgentError(f"run {run!r} waits for several approvals, name one: {[row.id for row in named]}")
             row = named[0]
             if row.verdict is not None:
-                raise AgentError(f"approval {row.id!r} of run {run!r} was decided by {row.by}: {row.verdict}")
+                raise AgentError(
+                    f"run {run!r} waits for no approval: {row.id!r} was decided by {row.by}: {row.verdict}"
+                )
             values = {"verdict": verdict, "by": by, "note": note, "decided": now()}
             connection.execute(table.update().where(table.c.run == run, table.c.id == row.id).values(values))
             data = {"id": row.id, "tool": row.tool, "arguments": json.loads(row.arguments), "verdict": verdict}
@@ -113,11 +120,10 @@ class Approvals:
             return Decision(verdict=row.verdict, by=row.by, note=row.note)
 
     def _known(self, keys: list[str]) -> set[str]:
-        pairs = [tuple(json.loads(key)) for key in keys]
-        where = sa.tuple_(table.c.run, table.c.id).in_(pairs)
+        where = self.database.among(table.c.run, {json.loads(key)[0] for key in keys})
         with self.database.reading() as connection:
             rows = connection.execute(sa.select(table.c.run, table.c.id).where(where, table.c.verdict.isnot(None)))
-            return {_key(row.run, row.id) for row in rows}
+            return {_key(row.run, row.id) for row in rows}.intersection(keys)
 
 
 def _key(run: str, id: str) -> str:

@@ -12,9 +12,10 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 from pydantic import Field
 
@@ -89,33 +90,6 @@ class Entry(Data):
     state: State
 
 
-class BudgetStore(Protocol):
-    """Keeps the books. Each method is one transaction; budgets are named by path, `tenant/workflow/agent`."""
-
-    def reserve(self, id: str, limits: Mapping[str, Limits], amounts: Amounts) -> Entry:
-        """Reserve in every budget of `limits`, the innermost last, or in none. An id that is reserved or settled
-        already gives its entry and changes nothing.
-
-        Raises:
-            BudgetExceededError: one of them cannot cover it.
-        """
-        ...
-
-    def settle(self, id: str, actual: Amounts) -> Entry:
-        """Turn what was reserved into what was spent; an id that is settled already stays as it is."""
-        ...
-
-    def release(self, id: str) -> Entry:
-        """Give all of it back, unless it is settled."""
-        ...
-
-    def sweep(self, older_than_s: float) -> int:
-        """Give back what was reserved this long ago and never settled; how many. Settled later, it is spent anyway."""
-        ...
-
-    def account(self, budget: str) -> Account: ...
-
-
 _COLUMNS = ("tokens", "micros", "calls", "millis")
 _SUMS = tuple(f"{kind}_{column}" for kind in ("spent", "reserved", "overdraft") for column in _COLUMNS)
 _SCHEMA = f"""
@@ -131,7 +105,8 @@ CREATE INDEX IF NOT EXISTS budget_reservations_open ON budget_reservations (at) 
 
 
 class SqliteStore:
-    """Books in an SQLite database; in memory, they last as long as the store.
+    """Books in an SQLite database; in memory, they last as long as the store. Each method is one transaction; budgets
+    are named by path, `tenant/workflow/agent`.
 
     Args:
         path: of the file; processes may share it.
@@ -148,7 +123,13 @@ class SqliteStore:
         self._connection.close()
 
     def reserve(self, id: str, limits: Mapping[str, Limits], amounts: Amounts) -> Entry:
-        with self._lock, _Transaction(self._connection) as db:
+        """Reserve in every budget of `limits`, the innermost last, or in none. An id that is reserved or settled
+        already gives its entry and changes nothing.
+
+        Raises:
+            BudgetExceededError: one of them cannot cover it.
+        """
+        with self._transaction() as db:
             known = self._entry(db, id)
             innermost = list(limits)[-1]
             if known is not None and known.budget != innermost:
@@ -166,7 +147,8 @@ class SqliteStore:
             return Entry(id=id, budget=innermost, amounts=amounts, state="reserved")
 
     def settle(self, id: str, actual: Amounts) -> Entry:
-        with self._lock, _Transaction(self._connection) as db:
+        """Turn what was reserved into what was spent; an id that is settled already stays as it is."""
+        with self._transaction() as db:
             entry = self._known(db, id)
             if entry.state == "settled":
                 return entry
@@ -181,12 +163,14 @@ class SqliteStore:
             return self._close(db, entry, "settled", actual)
 
     def release(self, id: str) -> Entry:
-        with self._lock, _Transaction(self._connection) as db:
+        """Give all of it back, unless it is settled."""
+        with self._transaction() as db:
             entry = self._known(db, id)
             return entry if entry.state != "reserved" else self._give_back(db, entry, "released")
 
     def sweep(self, older_than_s: float) -> int:
-        with self._lock, _Transaction(self._connection) as db:
+        """Give back what was reserved this long ago and never settled; how many. Settled later, it is spent anyway."""
+        with self._transaction() as db:
             old = db.execute(
                 "SELECT id FROM budget_reservations WHERE state = 'reserved' AND at <= ?", (time.time() - older_than_s,)
             ).fetchall()
@@ -197,6 +181,13 @@ class SqliteStore:
     def account(self, budget: str) -> Account:
         with self._lock:
             return self._account(self._connection, budget)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """Takes the write lock at once, so that what is read cannot change before it is written."""
+        with self._lock, self._connection:
+            self._connection.execute("BEGIN IMMEDIATE")
+            yield self._connection
 
     def _account(self, db: sqlite3.Connection, budget: str) -> Account:
         row = db.execute(f"SELECT {', '.join(_SUMS)} FROM budget_accounts WHERE budget = ?", (budget,)).fetchone()
@@ -236,20 +227,6 @@ class SqliteStore:
             (*amounts.values, state, entry.id),
         )
         return Entry(id=entry.id, budget=entry.budget, amounts=amounts, state=state)
-
-
-class _Transaction:
-    """Takes the write lock at once, so that what is read cannot change before it is written."""
-
-    def __init__(self, connection: sqlite3.Connection):
-        self._connection = connection
-
-    def __enter__(self) -> sqlite3.Connection:
-        self._connection.execute("BEGIN IMMEDIATE")
-        return self._connection
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._connection.execute("COMMIT" if kind is None else "ROLLBACK")
 
 
 def _amounts(row: tuple[int, ...]) -> Amounts:
@@ -295,7 +272,7 @@ class Reservation:
         settled: it was, maybe before the process was restarted: what it paid for has happened.
     """
 
-    def __init__(self, store: BudgetStore, entry: Entry):
+    def __init__(self, store: SqliteStore, entry: Entry):
         self._store = store
         self._entry = entry
 
@@ -351,7 +328,7 @@ class Budget:
         calls: int | None = None,
         seconds: float | None = None,
         parent: Budget | None = None,
-        store: BudgetStore | None = None,
+        store: SqliteStore | None = None,
     ):
         if not name or "/" in name:
             raise ConfigError(f"budget name {name!r}: expected a name without '/'")
@@ -364,7 +341,7 @@ class Budget:
         pairs = zip(_COLUMNS, given, checked.values, strict=True)
         own = Limits(**{column: amount for column, limit, amount in pairs if limit is not None})
         self.path = name if parent is None else f"{parent.path}/{name}"
-        self.store: BudgetStore = parent.store if parent is not None else store or SqliteStore()
+        self.store: SqliteStore = parent.store if parent is not None else store or SqliteStore()
         self._limits: dict[str, Limits] = {**({} if parent is None else parent._limits), self.path: own}
 
     def reserve(
@@ -380,6 +357,15 @@ class Budget:
         """
         amounts = Amounts.of(tokens, micros, calls, seconds)
         return Reservation(self.store, self.store.reserve(id or uuid.uuid4().hex, self._limits, amounts))
+
+    def seconds_left(self) -> float | None:
+        """Of wall time, here and in its parents; None: no limit."""
+        left = []
+        for path, limits in self._limits.items():
+            if limits.millis is not None:
+                account = self.store.account(path)
+                left.append(limits.millis - account.spent.millis - account.reserved.millis)
+        return max(0, min(left)) / 1000 if left else None
 
     def account(self) -> Account:
         """What was spent and is reserved, in this budget and those within it."""

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
 import stille.agents.errors
 import stille.errors
@@ -130,9 +131,11 @@ class Effects:
         with self.database.transaction() as connection:
             row = self._row(connection, key)
             if row is None:
-                raise AgentError(f"there is no effect {key!r}; `stille agent runs` lists what is parked")
+                query = sa.select(table.c.key).where(table.c.state == "unknown").limit(5)
+                parked = ", ".join(connection.execute(query).scalars())
+                raise AgentError(f"there is no effect {key!r}; parked are: {parked or 'none'}")
             if row.state != "unknown":
-                raise AgentError(f"effect {key!r} is {row.state}: only one that is unknown can be resolved")
+                raise AgentError(f"effect {key!r} is {row.state}, not parked: there is nothing to resolve")
             self._set(connection, key, "done" if happened else "open", result if happened else None)
             data = {"key": key, "happened": happened, "result": result}
             audit.append(connection, "effect.resolved", data, actor=by, run=row.run)
@@ -159,9 +162,9 @@ class Effects:
             task.exception()  # whoever waited has it; nobody may be left
 
     async def _perform(self, run_id: str, call: EffectCall, run: Run, lookup: Lookup | None) -> Json:
-        arguments = canonical(call.arguments)
+        arguments, wait_s = canonical(call.arguments), self.interval_s
         while True:
-            claim = await self.database.call(self._claim, run_id, call, arguments)
+            claim = await self.database.call(self._claim, run_id, call, arguments, now())
             if claim.ours:
                 break
             if claim.state == "done":
@@ -170,7 +173,8 @@ class Effects:
                 raise decode_error(claim.outcome)
             if claim.state == "unknown":
                 raise UnknownOutcomeError(f"effect {call.key!r} may have happened: {claim.outcome}", call.key)
-            await asyncio.sleep(self.interval_s)
+            await asyncio.sleep(wait_s)  # longer and longer: every look is a transaction that writers wait for
+            wait_s = min(1.5 * wait_s, 10 * self.interval_s)
         if claim.doubt and call.effect != "idempotent":
             why = "its process ended before the outcome was recorded"
             found = await self._ask(call, lookup, why)
@@ -220,24 +224,28 @@ class Effects:
         await self.database.call(self._write, call, state, outcome)
 
     def _write(self, call: EffectCall, state: State, outcome: Json) -> None:
+        me = self.database.owner
         with self.database.transaction() as connection:
             row = self._row(connection, call.key)
-            if row is None or row.owner != self.database.owner or row.state != "started":
+            if row is not None and (row.owner, row.state, row.outcome) == (me, state, canonical(outcome)):
+                return  # it is committed, but the connection broke before it said so
+            if row is None or row.owner != me or row.state != "started":
                 # Another process believed this one dead, which happens if its connection to PostgreSQL broke.
                 raise AgentError(f"effect {call.key!r} was taken over while it was carried out: look at both outcomes")
             self._set(connection, call.key, state, outcome)
             data = {"key": call.key, "tool": call.tool, "outcome": outcome}
             audit.append(connection, f"effect.{state}", data, actor=call.tool, run=row.run)
 
-    def _claim(self, run_id: str, call: EffectCall, arguments: str) -> _Claim:
+    def _claim(self, run_id: str, call: EffectCall, arguments: str, at: str) -> _Claim:
+        """`at` tells this claim from others; it is made again with the same if the connection broke."""
         me = self.database.own()
         with self.database.transaction() as connection:
             row = self._row(connection, call.key)
             if row is None:
                 values = dict(key=call.key, run=run_id, tool=call.tool, arguments=arguments, effect=call.effect)
-                values |= dict(state="started", owner=me, attempts=1, begun=now(), changed=now())
-                insert = _insert(connection)(table).values(values).on_conflict_do_nothing()
-                if connection.execute(insert).rowcount == 0:
+                values |= dict(state="started", owner=me, attempts=1, begun=at, changed=at)
+                insert = (sqlite if self.database.sqlite else postgresql).insert(table).values(values)
+                if connection.execute(insert.on_conflict_do_nothing()).rowcount == 0:
                     return _Claim("started")  # another process was faster
                 data = {"key": call.key, "tool": call.tool, "arguments": call.arguments}
                 audit.append(connection, "effect.started", data, actor=call.tool, run=run_id)
@@ -246,17 +254,20 @@ class Effects:
                 raise AgentError(f"key {call.key!r} is an effect of tool {row.tool}; {call.tool} needs another key")
             if row.state in ("done", "failed", "unknown"):
                 return _Claim(row.state, json.loads(row.outcome))
-            if row.state == "started" and row.owner != me and self.database.alive(row.owner):
+            if (row.state, row.owner, row.changed) == ("started", me, at):
+                # This very claim was committed, but the connection broke before it said so. What it found is not known.
+                return _Claim("started", ours=True, doubt=row.attempts > 1)
+            if row.state == "started" and row.owner != me and self.database.alive(row.owner, connection):
                 return _Claim("started")
             connection.execute(
                 table.update()
                 .where(table.c.key == call.key)
-                .values(state="started", owner=me, attempts=row.attempts + 1, changed=now())
+                .values(state="started", owner=me, attempts=row.attempts + 1, changed=at)
             )
             return _Claim("started", ours=True, doubt=row.state == "started")
 
     def _known(self, keys: list[str]) -> set[str]:
-        query = sa.select(table.c.key).where(table.c.key.in_(keys), table.c.state != "unknown")
+        query = sa.select(table.c.key).where(self.database.among(table.c.key, keys), table.c.state != "unknown")
         with self.database.reading() as connection:
             return set(connection.execute(query).scalars())
 
@@ -268,12 +279,6 @@ class Effects:
     def _set(connection: sa.Connection, key: str, state: State, outcome: Json) -> None:
         values = {"state": state, "outcome": canonical(outcome), "changed": now()}
         connection.execute(table.update().where(table.c.key == key).values(values))
-
-
-def _insert(connection: sa.Connection) -> Any:
-    from sqlalchemy.dialects import postgresql, sqlite
-
-    return postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
 
 
 def _record(row: Any) -> EffectRecord:

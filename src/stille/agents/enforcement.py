@@ -12,15 +12,17 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
+from functools import partial
 from typing import Any, Literal
 
 from stille.agents.budget import Budget, Prices, Reservation
-from stille.agents.errors import ApprovalNeededError, PolicyError, ToolFailedError
+from stille.agents.errors import ApprovalNeededError, PolicyError
 from stille.agents.guard import Spend
 from stille.agents.policy import Policy, ValueRule
 from stille.agents.secrets import HANDLE, Secrets
 from stille.agents.tools import Tool, ToolContext
 from stille.agents.types import TRUSTED, Effect, Json, Label, Labels, Message, ToolCall, ToolSpec, Usage
+from stille.errors import ConfigError
 
 _NUMBER = re.compile(r"(?<![\w.,+-])[-+]?\d[\d,]*(?:\.\d+)?(?![\w]|[.,]\d)")
 _READS_MAY_TAKE: Labels = frozenset({"untrusted", "personal"})
@@ -37,10 +39,12 @@ class PolicyGuard:
         tools: that will be called, for their effects and labels. One that is not among them counts as having effect.
         budget: None: nothing is limited.
         prices: of models; None: they cost nothing.
-        secrets: that messages may contain and tools may be given.
+        secrets: that messages may contain and tools may be given. Agents see to it that a tool gets those that its
+            rule names, at the moment that it is called.
 
     Raises:
-        ConfigError: the policy names a tool or parameter that is not there.
+        ConfigError: the policy names a tool, parameter or secret that is not there, or a tool's description shows a
+            secret.
     """
 
     def __init__(
@@ -57,11 +61,13 @@ class PolicyGuard:
         self.prices = prices
         self.secrets = secrets or Secrets()
         self._tools = {tool.name: tool for tool in tools}
+        self._armed: dict[Tool, Tool] = {}
         self._texts: dict[tuple[str, Labels, str | None], _Text] = {}  # what values may be taken from
         self._asked: dict[str, None] = {}  # what the user said
         self._calls: dict[str, tuple[str, Labels, tuple[Json, ...]]] = {}  # tool, labels of arguments, untrusted ones
         if self._tools:
             self.policy.check_names(self._tools.values())
+        self._check_secrets()
 
     # Policy
 
@@ -150,22 +156,24 @@ class PolicyGuard:
     # Secrets
 
     def armed(self, tool: Tool) -> Tool:
-        """The tool, given the secrets that the policy lets it have; its results and errors do not show them."""
-        names = self.policy.rule(tool.name).secrets
+        """See `Guard`; which secrets it may have is said by the policy."""
+        if not self.secrets:
+            return tool
+        if tool not in self._armed:
+            names = self.policy.rule(tool.name).secrets
 
-        async def run(arguments: Any, context: ToolContext) -> Any:
-            try:
-                return self.secrets.redact(await tool.run(self.secrets.fill(arguments, names), context))
-            except Exception as error:
-                error.args = tuple(self.secrets.redact(part) for part in error.args)
-                if self.secrets.redact(str(error)) != str(error):
-                    message = f"{tool.name}: {type(error).__name__}: {self.secrets.redact(str(error))}"
-                    raise ToolFailedError(message) from None
-                raise error.with_traceback(None) from None
+            async def run(arguments: Any, context: ToolContext) -> Any:
+                return await tool.run(self.secrets.fill(arguments, names), context)
 
-        return dataclasses.replace(tool, run=run) if names else tool
+            seal = partial(self.secrets.sealed, tool.name)
+            lookup = None if tool.lookup is None else seal(tool.lookup)
+            self._armed[tool] = dataclasses.replace(tool, run=seal(run), lookup=lookup)
+        return self._armed[tool]
 
     # Budgets
+
+    def seconds_left(self) -> float | None:
+        return None if self.budget is None else self.budget.seconds_left()
 
     async def reserve(self, kind: Literal["model", "tool"], amounts: Spend) -> Reservation | None:
         """Set aside what a call costs at most; None without a budget.
@@ -190,6 +198,15 @@ class PolicyGuard:
                 micros += self.prices.cost(spend.name, usage)
         tokens = usage.prompt_tokens + usage.completion_tokens
         return {"tokens": tokens, "micros": micros, "calls": spend.calls, "seconds": spend.seconds}
+
+    def _check_secrets(self) -> None:
+        for name, rule in self.policy.tools.items():
+            if missing := sorted(each for each in rule.secrets if each not in self.secrets):
+                raise ConfigError(f"policy: tools.{name}.secrets: {missing[0]!r} is not registered; give secrets=")
+        for tool in self._tools.values():
+            shown = tool.spec().model_dump(mode="json")
+            if self.secrets.redact(shown) != shown:
+                raise ConfigError(f"tool {tool.name}: a secret stands in its description or schema, which models see")
 
     def _why_not(self, tool: str, labels: Labels) -> str | None:
         rule = self.policy.rule(tool)

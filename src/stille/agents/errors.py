@@ -59,6 +59,10 @@ class BudgetExceededError(AgentError):
         self.resource = resource
 
 
+class DeadlineError(AgentError):
+    """A run's time is over."""
+
+
 class TurnLimitError(AgentError):
     """An agent went on for more turns than it may."""
 

@@ -90,21 +90,16 @@ class Report:
         Raises:
             ConfigError: a case ran fewer than k times.
         """
-        runs: dict[str, list[bool]] = {}
-        for result in self.results:
-            runs.setdefault(result.case, []).append(result.passed)
-        if k < 1 or any(len(each) < k for each in runs.values()):
+        parts = _by_case(self).values()
+        if k < 1 or any(len(part.results) < k for part in parts):
             raise ConfigError(
                 f"pass^{k} needs k >= 1 and at least {k} runs of every case; run with repeats={max(k, 1)}"
             )
-        return sum(math.comb(sum(each), k) / math.comb(len(each), k) for each in runs.values()) / len(runs)
+        return sum(math.comb(part.passed, k) / math.comb(len(part.results), k) for part in parts) / len(parts)
 
     def by(self, key: str) -> dict[Any, Report]:
         """A report for each value of something in the metadata."""
-        parts: dict[Any, list[Result]] = {}
-        for result in self.results:
-            parts.setdefault(result.metadata.get(key), []).append(result)
-        return {value: Report(part) for value, part in parts.items()}
+        return _grouped(self, lambda result: result.metadata.get(key))
 
     def to_json(self) -> dict[str, Any]:
         low, high = self.interval
@@ -293,10 +288,14 @@ def _progress(total: int, done: int) -> Iterator[Callable[[], None]]:
 
 
 def _by_case(report: Report) -> dict[str, Report]:
-    parts: dict[str, list[Result]] = {}
+    return _grouped(report, lambda result: result.case)
+
+
+def _grouped(report: Report, key: Callable[[Result], Any]) -> dict[Any, Report]:
+    parts: dict[Any, list[Result]] = {}
     for result in report.results:
-        parts.setdefault(result.case, []).append(result)
-    return {name: Report(part) for name, part in parts.items()}
+        parts.setdefault(key(result), []).append(result)
+    return {value: Report(part) for value, part in parts.items()}
 
 
 def _cell(text: str) -> str:

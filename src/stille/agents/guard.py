@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
+from stille.agents.tools import Tool
 from stille.agents.types import Data, Json, Labels, Message, ToolSpec, Usage
 
 
@@ -29,8 +30,8 @@ class Spend(Data):
 
 
 class Guard(Protocol):
-    """Budgets and policies, outside the model. Everything but `reserve` and `settle` depends on its arguments only: a
-    run that is resumed asks again."""
+    """Budgets and policies, outside the model. What they say of calls and messages depends on these only: a run that is
+    resumed asks again."""
 
     def permitted(self, tools: Sequence[ToolSpec], labels: Labels) -> frozenset[str]:
         """Names of the tools that may be called now. The model cannot name another.
@@ -47,6 +48,15 @@ class Guard(Protocol):
             ApprovalNeededError: a person has to allow it.
             PolicyError: it is forbidden; the model is told why.
         """
+        ...
+
+    def armed(self, tool: Tool) -> Tool:
+        """The tool as it is called: with the secrets that it may have, none of which shows in what it gives or raises.
+        Agents call no tool without."""
+        ...
+
+    def seconds_left(self) -> float | None:
+        """Wall time that calls may still take; None: no limit."""
         ...
 
     async def reserve(self, kind: Literal["model", "tool"], amounts: Spend) -> Any:
@@ -74,6 +84,12 @@ class Open:
 
     def check_call(self, tool: ToolSpec, arguments: Mapping[str, Json], labels: Labels) -> None:
         pass
+
+    def armed(self, tool: Tool) -> Tool:
+        return tool
+
+    def seconds_left(self) -> float | None:
+        return None
 
     async def reserve(self, kind: Literal["model", "tool"], amounts: Spend) -> Any:
         return None

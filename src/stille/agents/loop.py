@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import ValidationError
@@ -17,6 +17,7 @@ from stille.agents.agent import Agent, AgentTool
 from stille.agents.conversation import Conversation, Repeats, opening
 from stille.agents.errors import (
     ApprovalNeededError,
+    DeadlineError,
     ModelError,
     PolicyError,
     ToolError,
@@ -68,6 +69,8 @@ class Setting:
         scope: of effects.
         emit: told what happens.
         numbers: of calls, whose ids are the same each time the run is replayed.
+        tenant: for whom the run works.
+        deadline: `time.time()` by which it has to end; see `ends_by`.
     """
 
     journal: Journal
@@ -76,6 +79,22 @@ class Setting:
     scope: str
     emit: Callable[[AgentEvent], None]
     numbers: Iterator[int]
+    tenant: str | None
+    deadline: float | None
+
+
+async def ends_by(journal: Journal, name: str, timeout_s: float | None, deadline: float | None) -> float | None:
+    """By when a run that begins now has to end: the earlier of the two; None: neither is given. It is a step, so that
+    a run that is resumed keeps the deadline that it had."""
+    if timeout_s is None and deadline is None:
+        return None
+
+    async def earlier() -> Json:
+        ends = [] if timeout_s is None else [time.time() + timeout_s]
+        return min(ends if deadline is None else [*ends, deadline])
+
+    recorded: Any = await journal.step(f"{name}.deadline", earlier)
+    return recorded
 
 
 @dataclass
@@ -171,12 +190,15 @@ class Loop(Generic[T]):
 
         async def run() -> Json:
             nonlocal said
+            if setting.deadline is not None and time.time() >= setting.deadline:
+                raise DeadlineError(f"agent {agent.name} has no answer yet, but its time is over")
             prompt = await agent.model.count_tokens(request) if setting.counts else 0
             most = Usage(prompt_tokens=prompt, completion_tokens=agent.max_tokens)
             reply = None
             async with self._paid("model", Spend(id=id, name=agent.model.name, usage=most)) as bill:
                 bill.actual = bill.actual.model_copy(update={"usage": Usage(), "calls": 0})
-                async with aclosing(agent.model.stream(request)) as events:  # type: ignore[type-var]
+                stream = aclosing(agent.model.stream(request))  # type: ignore[type-var]
+                async with _until(self._deadline(), agent.name), stream as events:
                     async for event in events:
                         bill.actual = Spend(id=id, name=agent.model.name, usage=most)  # unless it tells how much
                         if isinstance(event, TextDelta):
@@ -260,6 +282,7 @@ class Loop(Generic[T]):
         self._setting.emit(CallStarted(agent=self._agent.name, call=call))
         if isinstance(tool, AgentTool):
             return await self._delegate(tool, call, before)
+        tool = self._guard.armed(tool)
         try:
             if tool.effect == "none":
                 value, outcome = await self._read(tool, call)
@@ -270,13 +293,9 @@ class Loop(Generic[T]):
         return self._finish(call, outcome, value if isinstance(value, str) else _json(value), tool.returns)
 
     async def _read(self, tool: Tool, call: ToolCall) -> tuple[Json, Outcome]:
-        labels = self._talk.labels
-
         async def run() -> Json:
-            context = ToolContext(run_id=self._journal.run_id, call_id=call.id, labels=labels)
             try:
-                async with self._paid("tool", Spend(id=call.id, name=tool.name, micros=tool.cost_micros)):
-                    return {"value": await tool.call(call.arguments, context)}
+                return {"value": await self._call(tool, call)}
             except (ToolError, ToolFailedError, PolicyError) as error:
                 return {"error": str(error)}
 
@@ -286,16 +305,29 @@ class Loop(Generic[T]):
         return recorded["value"], "done"
 
     async def _effect(self, tool: Tool, call: ToolCall) -> Json:
-        labels = self._talk.labels
-
         async def run(key: str) -> Json:
-            context = ToolContext(run_id=self._journal.run_id, call_id=call.id, idempotency_key=key, labels=labels)
-            async with self._paid("tool", Spend(id=call.id, name=tool.name, micros=tool.cost_micros)):
-                return await tool.call(call.arguments, context)
+            return await self._call(tool, call, key)
+
+        async def look_up(key: str) -> Json | None:
+            assert tool.lookup is not None
+            async with asyncio.timeout(tool.timeout_s):  # whether it happened is worth knowing after the deadline too
+                return await tool.lookup(key)
 
         key = tool.effect_key(call.arguments, self._setting.scope)
         wanted = EffectCall(key=key, tool=tool.name, arguments=call.arguments, effect=tool.effect)
-        return await self._journal.effect(wanted, run, tool.lookup)
+        return await self._journal.effect(wanted, run, None if tool.lookup is None else look_up)
+
+    async def _call(self, tool: Tool, call: ToolCall, key: str | None = None) -> Json:
+        context = ToolContext(
+            run_id=self._journal.run_id,
+            call_id=call.id,
+            idempotency_key=key,
+            labels=self._talk.labels,
+            tenant=self._setting.tenant,
+            deadline=self._deadline(),
+        )
+        async with self._paid("tool", Spend(id=call.id, name=tool.name, micros=tool.cost_micros)):
+            return await tool.call(call.arguments, context)
 
     async def _ask_person(self, call: ToolCall, reason: str) -> str | None:
         """Why the call is not allowed; None if it is."""
@@ -312,10 +344,14 @@ class Loop(Generic[T]):
         """Has another agent answer; its steps are this run's."""
         task = str(call.arguments.get("task", ""))
         history, specs = (before, self._specs) if tool.shared else ((), tool.agent.specs)
-        loop = Loop(tool.agent, self._setting, task, self._talk.labels, history, specs)
+        setting = self._setting
+        if tool.timeout_s is not None:
+            name = f"{tool.agent.name}.{call.id}"
+            setting = replace(setting, deadline=await ends_by(self._journal, name, tool.timeout_s, setting.deadline))
+        loop = Loop(tool.agent, setting, task, self._talk.labels, history, specs)
         try:
             run = await loop.run()
-        except TurnLimitError as error:
+        except (TurnLimitError, DeadlineError) as error:
             return self._finish(call, "failed", f"Error: {error}", loop._talk.labels)
         finally:
             self._usage += loop._usage
@@ -331,6 +367,12 @@ class Loop(Generic[T]):
 
     # Bookkeeping
 
+    def _deadline(self) -> float | None:
+        """Of a call that begins now: the run's, or when a budget's time is over."""
+        left = self._guard.seconds_left()
+        ends = [] if left is None else [time.time() + left]
+        return min(ends if self._setting.deadline is None else [*ends, self._setting.deadline], default=None)
+
     @asynccontextmanager
     async def _paid(self, kind: Literal["model", "tool"], most: Spend) -> AsyncIterator[_Bill]:
         """Reserves what a call costs at most, and says afterwards what it did: all, unless the bill is changed."""
@@ -345,6 +387,18 @@ class Loop(Generic[T]):
 
     def _next_id(self, kind: str = "c") -> str:
         return f"{kind}{next(self._setting.numbers):08d}"  # nine letters and digits, which every endpoint accepts
+
+
+@asynccontextmanager
+async def _until(deadline: float | None, agent: str) -> AsyncIterator[None]:
+    """Raises DeadlineError when it is over."""
+    try:
+        async with asyncio.timeout(None if deadline is None else deadline - time.time()) as clock:
+            yield
+    except TimeoutError as error:
+        if not clock.expired():
+            raise
+        raise DeadlineError(f"agent {agent}: its model had not answered when its time was over") from error
 
 
 def _json(value: Json) -> str:

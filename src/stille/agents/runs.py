@@ -17,15 +17,15 @@ from stille.agents.types import Data, Json, Usage
 
 RunState = Literal["queued", "running", "waiting", "parked", "done", "failed", "cancelled"]
 ENDED = {"SUCCESS": "done", "ERROR": "failed", "CANCELLED": "cancelled", "MAX_RECOVERY_ATTEMPTS_EXCEEDED": "failed"}
-COLUMNS = "workflow_uuid, status, name, application_version, executor_id, created_at, updated_at"
+COLUMNS = ("workflow_uuid", "status", "name", "application_version", "executor_id", "created_at", "updated_at")
 
 
 class RunRecord(Data):
     """A run, without its steps.
 
     Attributes:
-        state: "waiting" is for a person's approval or with a child that is; "parked": an effect has to be resolved.
-        waits_for: why it is waiting or parked, one line each.
+        state: "waiting" is for a person's approval; "parked": an effect has to be resolved.
+        waits_for: why it is waiting or parked, and whether it lacks a process that works on it, one line each.
         created: seconds since 1970, as `updated`.
         version: of the code that it was started under.
     """
@@ -71,16 +71,21 @@ class RunStore:
     def __init__(self, database: Database):
         self.database = database
         self._prefix = "" if database.sqlite else "dbos."  # of DBOS's own tables
+        schema = None if database.sqlite else "dbos"
+        self._runs = sa.table("workflow_status", *map(sa.column, COLUMNS), schema=schema).c
 
     def list(self, state: RunState | None = None, limit: int = 100) -> list[RunRecord]:
         """The newest runs first."""
         if not self._exists():
             return []
         reasons = self._reasons()
+        query = sa.select(*self._runs).where(self._runs.name.notlike("stille.%"))
         # "waiting" and "parked" are not in DBOS's table, so with a state all rows are read.
-        few = f" LIMIT {int(limit)}" if state is None else ""
-        rows = self._rows(f"name NOT LIKE 'stille.%' ORDER BY created_at DESC{few}")
-        records = (_record(row, reasons) for row in rows)
+        query = query.order_by(self._runs.created_at.desc()).limit(limit if state is None else None)
+        with self.database.reading() as connection:
+            rows = connection.execute(query).all()
+        gone = self._gone(rows)
+        records = [_record(row, reasons, gone) for row in rows]
         return [record for record in records if state is None or record.state == state][:limit]
 
     def get(self, run_id: str) -> RunDetail:
@@ -90,7 +95,7 @@ class RunStore:
             AgentError: there is none of that id.
         """
         row = self._row(run_id)
-        record = _record(row, self._reasons())
+        record = _record(row, self._reasons(), self._gone([row]))
         steps = self._steps(run_id)
         with self.database.reading() as connection:
             inputs = connection.execute(self._payload("inputs", "workflow_input"), {"id": run_id}).scalar()
@@ -112,8 +117,8 @@ class RunStore:
 
     def ended(self, run_ids: Collection[str]) -> set[str]:
         """Which of these runs have ended."""
-        rows = self._rows("workflow_uuid IN :ids AND status IN :ended", ids=list(run_ids), ended=list(ENDED))
-        return {row.workflow_uuid for row in rows}
+        those = self.database.among(self._runs.workflow_uuid, run_ids)
+        return {row.workflow_uuid for row in self._rows(those, self._runs.status.in_(ENDED))}
 
     def has_ended(self, run_id: str) -> bool:
         """Raises AgentError if there is no such run."""
@@ -128,30 +133,34 @@ class RunStore:
 
     def dead_executors(self, version: str) -> list[str]:
         """Processes that are gone and left runs of that version behind."""
-        rows = self._rows("status = 'PENDING' AND application_version = :version", version=version)
-        return [name for name in {row.executor_id for row in rows} if not self.database.alive(name)]
+        rows = self._rows(self._runs.status == "PENDING", self._runs.application_version == version)
+        return list(self._gone(rows))
 
     def stranded(self, version: str) -> list[str]:
         """Runs that no living process works on, and that a process with that version may not take up."""
-        rows = self._rows("status IN ('PENDING', 'ENQUEUED') AND application_version != :version", version=version)
+        open_ = self._runs.status.in_(["PENDING", "ENQUEUED"])
+        rows = self._rows(open_, self._runs.application_version != version)
         return [
             row.workflow_uuid for row in rows if row.status == "ENQUEUED" or not self.database.alive(row.executor_id)
         ]
+
+    def _gone(self, rows: Sequence[Any]) -> set[str]:
+        """Processes that work on these runs, to DBOS's knowledge, but do not live any more."""
+        names = {row.executor_id for row in rows if row.status == "PENDING"}
+        return {name for name in names if not self.database.alive(name)}
 
     def _exists(self) -> bool:
         return sa.inspect(self.database.engine).has_table("workflow_status", self._prefix.rstrip(".") or None)
 
     def _row(self, run_id: str) -> Any:
-        rows = self._rows("workflow_uuid = :id", id=run_id) if self._exists() else []
+        rows = self._rows(self._runs.workflow_uuid == run_id) if self._exists() else []
         if not rows:
             raise AgentError(f"there is no run {run_id!r}; `stille agent runs` lists them")
         return rows[0]
 
-    def _rows(self, where: str, **values: Any) -> Sequence[Any]:
-        query = sa.text(f"SELECT {COLUMNS} FROM {self._prefix}workflow_status WHERE {where}")
-        query = query.bindparams(*(sa.bindparam(n, expanding=True) for n, v in values.items() if isinstance(v, list)))
+    def _rows(self, *where: sa.ColumnElement[bool]) -> Sequence[Any]:
         with self.database.reading() as connection:
-            return connection.execute(query, values).all()
+            return connection.execute(sa.select(*self._runs).where(*where)).all()
 
     def _payload(self, column: str, table: str) -> sa.TextClause:
         return sa.text(f"SELECT {column} FROM {self._prefix}{table} WHERE workflow_uuid = :id")
@@ -174,11 +183,14 @@ class RunStore:
         return reasons
 
 
-def _record(row: Any, reasons: dict[str, list[tuple[RunState, str]]]) -> RunRecord:
+def _record(row: Any, reasons: dict[str, list[tuple[RunState, str]]], gone: Collection[str]) -> RunRecord:
     state: Any = ENDED.get(row.status, "running" if row.status == "PENDING" else "queued")
     waits = [] if row.status in ENDED else reasons.get(row.workflow_uuid, [])
     if waits:
         state = min(kind for kind, _ in waits)  # parked before waiting
+    told = [text for _, text in waits]
+    if row.status == "PENDING" and row.executor_id in gone:
+        told.append("a process: the one that worked on it has ended; start the program again")
     return RunRecord(
         id=row.workflow_uuid,
         workflow=row.name,
@@ -186,7 +198,7 @@ def _record(row: Any, reasons: dict[str, list[tuple[RunState, str]]]) -> RunReco
         version=row.application_version,
         created=row.created_at / 1000,
         updated=row.updated_at / 1000,
-        waits_for=tuple(text for _, text in waits),
+        waits_for=tuple(told),
     )
 
 

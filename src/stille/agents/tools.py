@@ -189,7 +189,7 @@ class Tool:
         try:
             async with deadline:
                 result = await retry.run(attempt, name=self.name)
-            return _to_json(result)
+            return to_json(result)
         except TimeoutError as error:
             over = "the call's deadline is over" if deadline.expired() else f"no result within {self.timeout_s:g} s"
             why = str(error) or over
@@ -349,7 +349,8 @@ def _from_function(function: Callable[..., Any], options: ToolOptions) -> Tool:
     )
 
 
-def _to_json(value: Any) -> Json:
+def to_json(value: Any) -> Json:
+    """A result as JSON. Raises TypeError if it cannot be."""
     try:
         return to_jsonable_python(value, inf_nan_mode="null")
     except (PydanticSerializationError, ValueError) as error:  # ValueError: it contains itself

@@ -108,7 +108,7 @@ class DurableJournal:
         inputs = flow.dump(args, kwargs)
 
         async def begin() -> Json:
-            return await self._flows.start_child(flow, run_id or f"{self.run_id}/{flow.name}.{number}", inputs)
+            return await self._flows.enqueue(flow, run_id or f"{self.run_id}/{flow.name}.{number}", inputs)
 
         number = self._started[flow.name] = self._started.get(flow.name, 0) + 1
         return str(await self._step(f"start:{flow.name}", begin))

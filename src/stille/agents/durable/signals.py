@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
 import sqlalchemy as sa
@@ -31,10 +30,10 @@ class Signals:
         self.database = database
         self._sent = Watch(database, self._known, interval_s)
 
-    def send(self, run: str, name: str, value: Any, key: str | None = None) -> None:
+    def send(self, run: str, name: str, value: Any, key: str) -> None:
         """Send a value that pydantic can make JSON of; with the same key it is sent once."""
         text = canonical(TypeAdapter(type(value)).dump_python(value, mode="json"))
-        key = canonical([run, name, os.urandom(16).hex() if key is None else key])
+        key = canonical([run, name, key])
         with self.database.transaction() as connection:
             if not self.database.sqlite:  # signals of a run get their numbers in the order of their commits
                 connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:run, 1))"), {"run": run})
@@ -55,7 +54,7 @@ class Signals:
     def _known(self, keys: list[str]) -> set[str]:
         waiting = {key: json.loads(key) for key in keys}
         query = sa.select(table.c.run, table.c.name, sa.func.count()).group_by(table.c.run, table.c.name)
-        query = query.where(table.c.run.in_({run for run, _, _ in waiting.values()}))
+        query = query.where(self.database.among(table.c.run, {run for run, _, _ in waiting.values()}))
         with self.database.reading() as connection:
             counts = {(run, name): count for run, name, count in connection.execute(query)}
         return {key for key, (run, name, taken) in waiting.items() if counts.get((run, name), 0) > taken}

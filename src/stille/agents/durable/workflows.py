@@ -7,6 +7,8 @@ import contextlib
 import contextvars
 import logging
 import os
+import time
+import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -18,7 +20,7 @@ from dbos import error as dbos_error
 from sqlalchemy import exc
 
 from stille.agents.approvals import Approval, Approvals
-from stille.agents.database import Database, Watch
+from stille.agents.database import LOOK_S, SQLITE_ARGUMENTS, Database, Watch
 from stille.agents.durable.journal import DurableJournal
 from stille.agents.durable.signals import Signals
 from stille.agents.durable.workflow import Workflow, version_of
@@ -93,6 +95,7 @@ class Workflows:
                 "log_level": "WARNING",
                 "max_executor_threads": 16,
                 "sys_db_pool_size": 20,
+                "db_engine_kwargs": {"connect_args": dict(SQLITE_ARGUMENTS)} if self.database.sqlite else {},
                 "scheduler_polling_interval_sec": min(30.0, self.recover_s),
                 "notification_listener_polling_interval_sec": 0.1,  # closing waits for it
             }
@@ -129,7 +132,7 @@ class Workflows:
 
     async def start(self, flow: Workflow, *args: Any, run_id: str | None = None, **kwargs: Any) -> str:
         """Start a run, and return its id. With an id that exists already nothing is started."""
-        return await self._enqueue(flow, run_id, flow.dump(args, kwargs))
+        return await self.enqueue(flow, run_id, flow.dump(args, kwargs))
 
     async def result(self, run_id: str) -> Json:
         """Wait for the end of a run; what it gave.
@@ -152,10 +155,6 @@ class Workflows:
         except dbos_error.DBOSException as error:
             raise AgentError(f"run {run_id}: {error}") from error
 
-    async def start_child(self, flow: Workflow, run_id: str, inputs: dict[str, Json]) -> str:
-        """As `start`, for journals, which have the inputs as JSON."""
-        return await self._enqueue(flow, run_id, inputs)
-
     async def run(self, flow: Workflow, *args: Any, run_id: str | None = None, **kwargs: Any) -> Json:
         """Start a run and wait for its result."""
         return await self.result(await self.start(flow, *args, run_id=run_id, **kwargs))
@@ -171,7 +170,7 @@ class Workflows:
     async def send(self, run_id: str, name: str, value: Any, key: str | None = None) -> None:
         """Send a signal to a run, which gets it from `receive`; with the same key it is sent once."""
         await self.database.call(self.runs.has_ended, run_id)  # raises if there is no such run
-        await self.database.call(self.signals.send, run_id, name, value, key)
+        await self.database.call(self.signals.send, run_id, name, value, uuid.uuid4().hex if key is None else key)
 
     # People
 
@@ -205,9 +204,17 @@ class Workflows:
 
     # Recovery
 
-    async def recover(self) -> int:
-        """Take up the runs of processes that died; their number."""
+    async def recover(self, patience_s: float = 0.0) -> int:
+        """Take up the runs of processes that died; their number.
+
+        Args:
+            patience_s: they have to be dead so long, in case that only a connection of theirs broke.
+        """
         dead = await self.database.call(self.runs.dead_executors, self.version)
+        if dead and patience_s:
+            await asyncio.sleep(patience_s)
+            still = await self.database.call(self.runs.dead_executors, self.version)
+            dead = [name for name in dead if name in still]
         return len(await asyncio.to_thread(DBOS._recover_pending_workflows, dead)) if dead else 0
 
     async def stranded(self) -> list[str]:
@@ -215,12 +222,17 @@ class Workflows:
         return await self.database.call(self.runs.stranded, self.version)
 
     async def _keep_recovering(self) -> None:
+        patience_s = 0.0 if self.database.sqlite else 2 * LOOK_S
+        looked = time.monotonic()
         while True:
-            await asyncio.sleep(self.recover_s)
-            try:
-                await self.recover()
-            except exc.OperationalError as error:
-                logger.warning("cannot look for runs to take up: %s", error)
+            await asyncio.sleep(min(LOOK_S, self.recover_s))
+            await self.database.call(self.database.own)  # others have to see that this process lives
+            if time.monotonic() - looked >= self.recover_s:
+                try:
+                    await self.recover(patience_s)
+                except exc.OperationalError as error:
+                    logger.warning("cannot look for runs to take up: %s", error)
+                looked = time.monotonic()
 
     # DBOS
 
@@ -244,11 +256,12 @@ class Workflows:
             if flow is None:
                 raise AgentError(f"schedule {context['schedule']}: no workflow {context['flow']} in this process")
             time = when if isinstance(when, str) else when.isoformat()
-            await self._enqueue(flow, f"{context['schedule']}@{time}", context["inputs"])
+            await self.enqueue(flow, f"{context['schedule']}@{time}", context["inputs"])
 
         return DBOS.workflow(name="stille.scheduled", max_recovery_attempts=None)(start)
 
-    async def _enqueue(self, flow: Workflow, run_id: str | None, inputs: dict[str, Json]) -> str:
+    async def enqueue(self, flow: Workflow, run_id: str | None, inputs: dict[str, Json]) -> str:
+        """As `start`, with the inputs as JSON."""
         if self.workflows.get(flow.name) is not flow:
             raise ConfigError(f"workflow {flow.name} is not among those of this Workflows: {sorted(self.workflows)}")
 
