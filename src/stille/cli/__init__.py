@@ -39,9 +39,9 @@ def _root(
 
 
 def _register() -> None:
-    from stille.cli import agent, bench, chat, convert, doctor, eval, generate, pull, serve, train
+    from stille.cli import agent, bench, chat, convert, doctor, eval, generate, pull, serve, train, watch
 
-    for module in (serve, chat, generate, pull, convert, bench):
+    for module in (serve, chat, generate, pull, convert, bench, watch):
         app.command(module.__name__.rpartition(".")[2], epilog=module.EXAMPLES)(module.command)
     app.add_typer(eval.app)
     app.add_typer(train.app)
@@ -73,7 +73,9 @@ def main() -> None:
 def _complain(error: Exception) -> None:
     message = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, ModuleNotFoundError):
-        extra = "agents" if "agent" in sys.argv[1:3] else "serve"
+        extra = (
+            "agents" if "agent" in sys.argv[1:3] else "video" if {"watch", "video"} & set(sys.argv[1:4]) else "serve"
+        )
         message = f"{message}; install what this command needs with: pip install 'stille[{extra}]'"
     red, plain = ("\x1b[31m", "\x1b[0m") if sys.stderr.isatty() else ("", "")
     print(f"{red}error:{plain} {message}", file=sys.stderr)
