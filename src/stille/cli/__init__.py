@@ -73,9 +73,8 @@ def main() -> None:
 def _complain(error: Exception) -> None:
     message = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, ModuleNotFoundError):
-        extra = (
-            "agents" if "agent" in sys.argv[1:3] else "video" if {"watch", "video"} & set(sys.argv[1:4]) else "serve"
-        )
+        asked = set(sys.argv[1:4])
+        extra = "agents" if "agent" in asked else "video" if asked & {"watch", "video"} else "serve"
         message = f"{message}; install what this command needs with: pip install 'stille[{extra}]'"
     red, plain = ("\x1b[31m", "\x1b[0m") if sys.stderr.isatty() else ("", "")
     print(f"{red}error:{plain} {message}", file=sys.stderr)

@@ -161,7 +161,9 @@ class StilleCam:
 
     def _pictures(self, frames: Sequence[Frame]) -> Tensor:
         """uint8 [N, height, width, 3] of the model's size, on the device."""
-        images = [torch.from_numpy(np.ascontiguousarray(frame.image_HW3)).to(self.device) for frame in frames]
+        images = [
+            torch.from_numpy(np.require(frame.image_HW3, requirements=("C", "W"))).to(self.device) for frame in frames
+        ]
         return torch.stack([resized(image[None], self.config.width, self.config.height)[0] for image in images])
 
     def _step(self, fine: Tensor, coarse: Tensor, rows_B: Tensor, time_B: Tensor) -> tuple[Objects, Settled]:
