@@ -1,79 +1,41 @@
-"""Processes that are really killed: every effect of every run once, and every run ends or is parked.
+"""Processes that are really killed around an effect that nobody can look up: it is parked, and happens once.
 
-`benchmarks/agents_kill.py` does the same hundreds of times, at every boundary.
+tests/examples/test_loan_kill.py kills the loan desk's flow; `benchmarks/agents_kill.py` does so hundreds of times.
 """
 
-import importlib.util
-import random
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
 
-HARNESS = Path(__file__).parent / "kill" / "harness.py"
-spec = importlib.util.spec_from_file_location("agents_kill_harness", HARNESS)
-assert spec is not None
-assert spec.loader is not None
-harness = importlib.util.module_from_spec(spec)
-sys.modules[spec.name] = harness
-spec.loader.exec_module(harness)
+sys.path.insert(0, str(Path(__file__).parent / "kill"))
+
+from harness import Cases  # pyright: ignore[reportMissingImports]
+from order import Order  # pyright: ignore[reportMissingImports]
 
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory):
     folder = tmp_path_factory.mktemp("kill")
-    cases = harness.Cases(str(folder / "runs.db"), folder)
+    cases = Cases(str(folder / "runs.db"), Order(folder))
     yield cases
     cases.close()
 
 
-def test_killed_before_and_after_commits(cases):
-    assert cases.writes >= 15
-    boundaries = [f"{side}:{number}" for number in range(1, cases.writes + 1) for side in ("before", "after")]
-    for number, where in enumerate(random.Random(0).sample(boundaries, 12)):
-        cases.at_boundary(f"b{number}", where)
+@pytest.mark.parametrize(
+    ("place", "parked"),
+    [
+        ("before effect started seal", 0),
+        ("after effect started seal", 1),
+        ("before effect done seal", 1),
+        ("after effect done seal", 0),
+        ("after step effect seal", 0),
+    ],
+)
+def test_an_effect_that_nobody_can_look_up_is_parked(cases, place, parked):
+    """In the second case nothing was done, in the third it was: a person who reads the file tells them apart."""
+    kills, asked = cases.tally.kills, cases.tally.parked
+    cases.case(places=[place])
     tally = cases.check()
-    assert tally.clean, tally
-    assert tally.kills >= 10  # the count of commits differs a little from process to process
-
-
-def test_killed_again_and_again_at_any_moment(cases):
-    already = cases.tally.kills
-    for number in range(20):
-        cases.several(f"s{number}", kills=3)
-        if cases.tally.kills >= already + 10:
-            break
-    tally = cases.check()
-    assert tally.clean, tally
-    assert tally.kills >= already + 10
-
-
-def test_an_effect_that_nobody_can_look_up_is_parked(cases):
-    """Killed right after the service did it, and before that is recorded."""
-    already = cases.tally.parked
-    for number in range(cases.writes, 0, -1):
-        cases.at_boundary(f"p{number}", f"before:{number}")
-        if cases.tally.parked > already:
-            break
-    tally = cases.check()
-    assert tally.parked > already
-    assert tally.clean, tally
-
-
-@pytest.mark.skipif(harness.Postgres.missing() is not None, reason=str(harness.Postgres.missing()))
-def test_killed_on_postgresql():
-    with tempfile.TemporaryDirectory(prefix="stille-kill-") as name:
-        folder = Path(name)
-        folder.chmod(0o755)  # PostgreSQL runs as another user, which pytest's own folders keep out
-        with harness.Postgres(folder / "server") as server:
-            cases = harness.Cases(server.url, folder)
-            try:
-                for number, where in enumerate(["before:6", "after:9", "before:12", "after:13"]):
-                    cases.at_boundary(f"b{number}", where)
-                cases.several("s0", kills=2)
-                tally = cases.check()
-            finally:
-                cases.close()
-    assert tally.clean, tally
-    assert tally.kills >= 4
+    assert tally.problems == []
+    assert (tally.kills - kills, tally.parked - asked) == (1, parked)

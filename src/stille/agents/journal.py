@@ -69,7 +69,8 @@ class Journal(Protocol):
 
         Args:
             run: causes it, with its key.
-            lookup: asks the other side for the result of a key; None if it never happened. Raises if it cannot tell.
+            lookup: asks the other side for the result of a key; None if it never happened, and what was
+                sent before cannot happen any more. Raises if it cannot tell.
 
         Raises:
             UnknownOutcomeError: it may have happened. The run is parked until someone resolves it.

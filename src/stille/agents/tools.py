@@ -66,7 +66,8 @@ class Tool:
         cost_micros: what a call costs, in micro-units of money; reserved before it is made.
         returns: labels of its results, and of its errors' messages.
         key: names of the arguments that make up what the effect *is*; None: all.
-        lookup: asks the other side for the result of an effect by its key; None if it never happened.
+        lookup: asks the other side for the result of an effect by its key; None if it never happened, and what was sent
+            before cannot happen any more.
         source: where it comes from, such as a method and URL; part of its digest.
     """
 

@@ -1,4 +1,4 @@
-"""Kills the program again and again, restarts it until its run has ended, and counts what the service was asked."""
+"""Kills the program again and again, restarts it until its run has ended, and counts what the other side was asked."""
 
 import contextlib
 import json
@@ -6,177 +6,236 @@ import os
 import random
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
+from stille.agents.approvals import Approvals
 from stille.agents.database import Database
 from stille.agents.effects import Effects
+from stille.agents.types import Json
 
 HERE = Path(__file__).parent
+LIMIT_S = 180.0
+"""A process that takes longer hangs."""
+
+
+class Flow(Protocol):
+    """What gets killed, and the other side of it: `loan.Loan` or `order.Order`.
+
+    Attributes:
+        module: with `warm`, which makes the workflow from `setup`.
+        kinds: of runs.
+    """
+
+    module: str
+    kinds: tuple[str, ...]
+    setup: dict[str, Any]
+
+    def inputs(self, run: str, kind: str) -> dict[str, Any]:
+        """Of the workflow."""
+        ...
+
+    def verdict(self, run: str, kind: str, id: str) -> bool:
+        """What a person says to an approval."""
+        ...
+
+    def look_up(self, key: str) -> Json:
+        """What a person who looks into the other side's books finds of an effect; None: nothing."""
+        ...
+
+    def count(self, results: dict[str, tuple[str, Any]]) -> tuple[list[str], list[str], list[str]]:
+        """By the other side's books, which effects happened more than once, which never, and what else is wrong.
+
+        Args:
+            results: by run, its kind and what it gave. All other runs have done nothing.
+        """
+        ...
+
+    def close(self) -> None: ...
 
 
 @dataclass
 class Tally:
-    """Of all cases: kills, and what must not be."""
+    """Of all cases: kills, and what must not be.
+
+    Attributes:
+        places: how often the program was killed there; see `places.Places`.
+        outside: kills from outside, at moments taken at random.
+        parked: effects that a person looked up.
+        approvals: decisions of a person.
+        again: attempts at effects beyond the first, after a kill or a failure.
+    """
 
     cases: int = 0
     kills: int = 0
-    random_kills: int = 0
+    outside: int = 0
     parked: int = 0
-    repeated: int = 0  # idempotent requests that came twice: allowed, counted as one
+    approvals: int = 0
+    again: int = 0
+    places: Counter[str] = field(default_factory=Counter)
     duplicated: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
     unfinished: list[str] = field(default_factory=list)
-    boundaries: Counter[str] = field(default_factory=Counter)
 
     @property
-    def clean(self) -> bool:
-        return not (self.duplicated or self.lost or self.unfinished)
+    def problems(self) -> list[str]:
+        names = ("duplicated", "lost", "wrong", "unfinished")
+        return [f"{name}: {each}" for name in names for each in getattr(self, name)]
 
 
 class Program:
     """The program, imported and ready to be forked."""
 
-    def __init__(self):
-        command = [sys.executable, str(HERE / "program.py")]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def __init__(self, flow: Flow):
+        command = [sys.executable, str(HERE / "program.py"), flow.module, json.dumps(flow.setup)]
+        # In a session of its own, which Ctrl-C does not reach.
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
 
-    def run(self, kill_after_s=None, **order) -> tuple[int, dict | None]:
-        """Exit status (negative: killed) and what it printed, if it came so far."""
+    def run(self, kill_after_s: float | None = None, **order: Any) -> dict[str, Any]:
+        """All that it said: `status`, negative if it was killed, and what it came to, if it came so far."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
-        printed, timer = None, None
+        said: dict[str, Any] = {}
+        timer = None
         for line in self.process.stdout:
-            said = json.loads(line)
-            if "pid" in said and kill_after_s is not None:
-                timer = threading.Timer(kill_after_s, _kill, (said["pid"],))
+            said |= json.loads(line)
+            if "status" in said:
+                assert timer is not None
+                timer.cancel()
+                return said
+            if timer is None:
+                timer = threading.Timer(kill_after_s or LIMIT_S, _kill, (said["pid"],))
                 timer.start()
-            elif "status" in said:
-                if timer is not None:
-                    timer.cancel()
-                return said["status"], printed
-            elif "pid" not in said:
-                printed = said
         raise RuntimeError("the program ended")
 
-    def close(self):
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(timeout=10)
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
 
 
-def _kill(pid):
+def _kill(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
 
 
 class Cases:
-    """Runs cases against one database and one service.
+    """Runs cases of a flow against one database, and kills them.
 
     Args:
-        db: of the runs: path or URL.
-        folder: for the service's ledger.
+        db: of the runs: path or URL; may be another between two cases.
+        flow: closed with this.
     """
 
-    def __init__(self, db: str, folder: Path, seed: int = 0):
-        self.db = db
-        self.ledger = folder / "ledger.db"
-        command = [sys.executable, str(HERE / "service.py"), str(self.ledger)]
-        self.service = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert self.service.stdout is not None
-        self.url = f"http://127.0.0.1:{self.service.stdout.readline().strip()}"
-        self.program = Program()
+    def __init__(self, db: str, flow: Flow, seed: int = 0):
+        self.db, self.flow = db, flow
+        self.program = Program(flow)
         self.random = random.Random(seed)
         self.tally = Tally()
-        self._go("measure-0")  # makes the tables and the queues
-        started = time.perf_counter()
-        self.writes = self._go("measure-1")["writes"]
-        self.seconds = time.perf_counter() - started
+        self.tried: Counter[str] = Counter()
+        self.results: dict[str, tuple[str, Any]] = {}
+        self.places: dict[str, list[str]] = {}  # that a run of a kind passes
+        self.seconds: dict[str, float] = {}  # that it takes
+        self.passed: dict[str, None] = {}
+        self.case()  # makes the tables
+        for kind in flow.kinds:
+            self._measure(kind)
 
-    def close(self):
+    def close(self) -> None:
         self.program.close()
-        self.service.kill()
-        self.service.wait()
+        self.flow.close()
 
-    def at_boundary(self, name: str, where: str) -> None:
-        """Kill it at one boundary, then let it end."""
-        status, printed = self.program.run(db=self.db, url=self.url, run=name, kill=where)
-        self._count(status)
-        self.tally.boundaries[where] += status == -signal.SIGKILL
-        self._finish(name, printed if status == 0 else None)
+    def case(
+        self,
+        kind: str | None = None,
+        kills: int = 0,
+        outside: float = 0.0,
+        places: Sequence[str] = (),
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> None:
+        """One run, whose processes are killed so often, or until it has ended, and then left to end.
 
-    def several(self, name: str, kills: int) -> None:
-        """Kill it so many times, at boundaries and at moments taken at random, then let it end."""
-        printed = None
-        for _ in range(kills):
-            if self.random.random() < 0.5:
-                where = f"{self.random.choice(['before', 'after'])}:{self.random.randint(1, self.writes * 2 // 3)}"
-                status, printed = self.program.run(db=self.db, url=self.url, run=name, kill=where)
-            else:
-                moment = self.random.uniform(0, 0.8 * self.seconds)
-                status, printed = self.program.run(moment, db=self.db, url=self.url, run=name)
-                self.tally.random_kills += status == -signal.SIGKILL
-            self._count(status)
-            if status != 0 or printed is None:
-                printed = None  # it may have been killed after it said something
-            elif "parked" in printed:
-                self._resolve(printed["parked"])
-                printed = None
-            else:
-                break
-        self._finish(name, printed)
+        Args:
+            outside: share of kills from outside at any moment. The others are at places that were tried least.
+            places: more kills, at these.
+            meanwhile: called after each kill.
+        """
+        kind = kind or self.flow.kinds[self.tally.cases % len(self.flow.kinds)]
+        run = f"{self.flow.module}-{self.tally.cases}"
+        self.tally.cases += 1
+        plan = [self.random.random() < outside for _ in range(kills)]
+        left = [*places, *self._least_tried(kind, plan.count(False))]
+        plan += [False] * len(places)
+        for _ in range(len(plan) + 20):
+            at_any_moment = plan[-1] if plan else None
+            moment = 0.02 + self.seconds[kind] * self.random.random() ** 3 if at_any_moment else None
+            said = self._go(run, kind, moment, left if at_any_moment is False else [])
+            killed = said["status"] == -signal.SIGKILL
+            if killed and ("killed" in said or at_any_moment):
+                plan.pop()
+                self.tally.kills += 1
+                self.tally.outside += "killed" not in said
+                meanwhile()
+            elif said["status"]:
+                self.tally.unfinished.append(f"{run}: {'hangs' if killed else said['status']}")
+            if "killed" in said:
+                self.tally.places[said["killed"]] += 1
+                left.remove(said["killed"])
+            elif said["status"] == 0 and "result" in said:
+                self.results[run] = kind, said["result"]
+                return
+            elif said["status"] == 0:
+                self._be_asked(run, kind, said)
+        self.tally.unfinished.append(f"{run}: did not end")
 
     def check(self) -> Tally:
-        """Count what is in the service's ledger: every effect of every case once."""
-        with contextlib.closing(sqlite3.connect(self.ledger)) as ledger:
-            done = Counter(ledger.execute("SELECT kind, key FROM done").fetchall())
-            asked = Counter(ledger.execute("SELECT kind, key FROM asked").fetchall())
-        self.tally.duplicated += [f"{key} x{count}" for (_, key), count in done.items() if count > 1]
-        self.tally.lost += [key for key in self.expected if done[key.partition(":")[0], key] == 0]
-        self.tally.repeated = sum(count - 1 for (kind, _), count in asked.items() if kind == "pay")
+        """Counts what is in the other side's books: every effect of every case once."""
+        self.tally.duplicated, self.tally.lost, self.tally.wrong = self.flow.count(self.results)
+        database = Database(self.db)
+        self.tally.again = sum(effect.attempts - 1 for effect in Effects(database).list())
+        database.close()
         return self.tally
 
-    expected: list[str]
+    def _measure(self, kind: str) -> None:
+        self.passed = {}
+        started = time.perf_counter()
+        self.case(kind)
+        self.seconds[kind], self.places[kind] = time.perf_counter() - started, list(self.passed)
 
-    def _finish(self, name, printed):
-        for _ in range(8):
-            if printed is not None and "result" in printed:
-                break
-            if printed is not None and "parked" in printed:
-                self._resolve(printed["parked"])
-            status, printed = self.program.run(db=self.db, url=self.url, run=name)
-            if status != 0:
-                self.tally.unfinished.append(f"{name}: status {status}")
-        else:
-            self.tally.unfinished.append(name)
-        self.tally.cases += 1
-        self.expected = [*getattr(self, "expected", []), *(f"{kind}:{name}" for kind in ("pay", "mail", "seal"))]
+    def _least_tried(self, kind: str, number: int) -> list[str]:
+        places = sorted(self.places.get(kind, ()), key=lambda place: (self.tried[place], self.random.random()))
+        self.tried.update(places[:number])
+        return places[:number]
 
-    def _go(self, name):
-        status, printed = self.program.run(db=self.db, url=self.url, run=name)
-        assert status == 0, status
-        assert printed is not None
-        return printed
+    def _go(self, run: str, kind: str, kill_after_s: float | None, kill: list[str]) -> dict[str, Any]:
+        order = {"db": self.db, "run": run, "inputs": self.flow.inputs(run, kind), "kill": kill}
+        said = self.program.run(kill_after_s, **order)
+        self.passed |= dict.fromkeys(said.get("passed", ()))
+        return said
 
-    def _count(self, status):
-        self.tally.kills += status == -signal.SIGKILL
-
-    def _resolve(self, key):
-        """What a person does: look into the other side's books."""
-        with contextlib.closing(sqlite3.connect(self.ledger)) as ledger:
-            row = ledger.execute("SELECT id FROM done WHERE key = ?", (key,)).fetchone()
+    def _be_asked(self, run: str, kind: str, said: dict[str, Any]) -> None:
+        """What people do: look into the other side's books, and decide."""
         database = Database(self.db)
-        Effects(database).resolve(key, row is not None, None if row is None else {"id": row[0]}, by="bookkeeper")
+        for key in said["parked"]:
+            found = self.flow.look_up(key)
+            Effects(database).resolve(key, found is not None, found, by="bookkeeper")
+            self.tally.parked += 1
+        for id in said["asked"]:
+            verdict = "approve" if self.flow.verdict(run, kind, id) else "reject"
+            Approvals(database).decide(run, verdict, "anna", id=id)
+            self.tally.approvals += 1
         database.close()
-        self.tally.parked += 1
 
 
 class Postgres:

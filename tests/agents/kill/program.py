@@ -1,110 +1,73 @@
-"""A workflow of four steps against the service; the program that gets killed.
+"""The program that gets killed.
 
-Run as a script it imports everything once, reads orders such as {"run": "r1", "kill": "before:7", ...} from its
-standard input, and forks a process for each: what is killed is a whole process, without paying for its imports again.
-`kill` names a commit of a transaction that wrote something, counted from the start of the process, and whether the
-process kills itself right before or right after it.
+    python program.py loan SETUP    # or order; SETUP is JSON for the module of that name
+
+It imports and reads everything once, reads orders such as {"db": ..., "run": "r1", "inputs": {...}, "kill": [...]} from
+its standard input, and forks a process for each: what is killed is a whole process, without paying for its imports
+again. Prints lines of JSON: {"pid"} of the process, what it says, and {"status"} with which it ended.
 """
 
 import asyncio
+import gc
+import importlib
 import json
 import os
-import signal
 import sys
-import urllib.request
-from urllib.parse import quote
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-import sqlalchemy as sa
-from sqlalchemy.engine.default import DefaultDialect
+from places import Places
 
-from stille.agents.durable import Workflows, workflow
-from stille.agents.journal import EffectCall
+sys.path.insert(0, str(Path(__file__).parents[3]))
 
+# What a process would import when it needs it, once for all.
+import dbos._sys_db_postgres
+import dbos._sys_db_sqlite  # noqa: F401
+import jsonschema.validators  # noqa: F401
+import sqlalchemy.dialects.sqlite  # noqa: F401
 
-async def ask(url, body=None):
-    def send():
-        data = None if body is None else json.dumps(body).encode()
-        with urllib.request.urlopen(urllib.request.Request(url, data=data), timeout=30) as answer:
-            return json.loads(answer.read())
-
-    return await asyncio.to_thread(send)
-
-
-@workflow
-async def order(journal, url: str, name: str) -> dict:
-    async def price():
-        return {"micros": 5 * len(name)}
-
-    results = {"price": await journal.step("price", price)}
-    for kind, effect in (("pay", "idempotent"), ("mail", "once"), ("seal", "once")):
-        call = EffectCall(key=f"{kind}:{name}", tool=kind, arguments={"name": name}, effect=effect)
-
-        async def cause(key, kind=kind):
-            return await ask(f"{url}/{kind}", {"key": key})
-
-        async def lookup(key, kind=kind):
-            return await ask(f"{url}/{kind}/{quote(key)}")
-
-        results[kind] = await journal.effect(call, cause, lookup if kind == "mail" else None)
-    return results
+import stille.agents.loop  # noqa: F401
+from stille.agents.durable import Workflow, Workflows
 
 
-class KillAt:
-    """Counts the commits of transactions that wrote, and kills the process at one of them."""
-
-    def __init__(self, where):
-        side, _, number = (where or "never:0").partition(":")
-        self.side, self.number, self.count = side, int(number), 0
-        sa.event.listen(sa.Engine, "before_cursor_execute", self.look)
-        commit = DefaultDialect.do_commit
-
-        def do_commit(dialect, connection):
-            wrote = connection.info.pop("wrote", False)
-            self.count += wrote
-            if wrote and self.count == self.number and self.side == "before":
-                os.kill(os.getpid(), signal.SIGKILL)
-            commit(dialect, connection)
-            if wrote and self.count == self.number and self.side == "after":
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        DefaultDialect.do_commit = do_commit
-
-    @staticmethod
-    def look(connection, cursor, statement, *_):
-        if statement.lstrip()[:6].upper() in ("INSERT", "UPDATE", "DELETE"):
-            connection.info["wrote"] = True
-
-
-async def work(db, url, run):
-    async with Workflows([order], db, version="1", interval_s=0.02, recover_s=1.0) as flows:
-        await flows.start(order, url=url, name=run, run_id=run)
+async def work(flow: Workflow, db: str, run: str, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The run's result, or what it waits for."""
+    async with Workflows([flow], db, version="1", interval_s=0.05, recover_s=1.0) as flows:
+        await flows.start(flow, run_id=run, **inputs)
         result = asyncio.create_task(flows.result(run))
         while not result.done():
             parked = await asyncio.to_thread(flows.effects.list, run, "unknown")
-            if parked:
+            asked = await asyncio.to_thread(flows.approvals.list, run, True)
+            if parked or asked:
                 result.cancel()
-                return {"parked": parked[0].key}
-            await asyncio.wait({result}, timeout=0.1)
+                return {"parked": [each.key for each in parked], "asked": [each.id for each in asked]}
+            await asyncio.wait({result}, timeout=0.2)
         return {"result": result.result()}
 
 
-def main(db, url, run, kill=None):
-    killer = KillAt(kill)
-    outcome = asyncio.run(work(db, url, run))
-    print(json.dumps({**outcome, "writes": killer.count}), flush=True)
+def main(make: Callable[[], Workflow], db: str, run: str, inputs: dict[str, Any], kill: list[str]) -> None:
+    places = Places(run, kill)
+    outcome = asyncio.run(work(make(), db, run, inputs))
+    print(json.dumps({**outcome, "passed": list(places.passed)}), flush=True)
 
 
 if __name__ == "__main__":
+    make = asyncio.run(importlib.import_module(sys.argv[1]).warm(json.loads(sys.argv[2])))
+    gc.collect()
+    gc.freeze()  # so that collecting does not look at, and copy, what all processes share
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:
             status = 1
             try:
-                main(**json.loads(line))
+                main(make, **json.loads(line))
                 status = 0
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(status)
+            except BaseException:
+                traceback.print_exc()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
         print(json.dumps({"pid": pid}), flush=True)
         print(json.dumps({"status": os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}), flush=True)

@@ -12,22 +12,23 @@ from pathlib import Path
 from stille.agents.database import Database
 from stille.agents.effects import Effects
 from stille.agents.journal import EffectCall
+from stille.agents.types import Json
 
 
 async def main():
     db, key, effect, looks, shown, seconds = sys.argv[1:]
     world = Path(shown)
 
-    async def cause(key):
+    async def cause(key: str) -> Json:
         with open(world, "a") as file:
             file.write(key + "\n")
         await asyncio.sleep(float(seconds))
         return {"caused": time.time()}
 
-    async def lookup(key):
+    async def lookup(key: str) -> Json:
         return {"found": key} if world.exists() and key in world.read_text() else None
 
-    call = EffectCall(key=key, tool="racer", arguments={}, effect=effect)
+    call = EffectCall.model_validate({"key": key, "tool": "racer", "arguments": {}, "effect": effect})
     effects = Effects(Database(db), interval_s=0.02)
     print(await effects.perform("run", call, cause, lookup if looks == "lookup" else None))
 
