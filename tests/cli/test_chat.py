@@ -139,6 +139,7 @@ def test_commands_and_history(terminal, tiny, tmp_path):
     assert chat.process.wait(30) == 0
 
 
+@pytest.mark.slow
 def test_interrupting_a_pipe_ends_the_program(stille, tiny):
     process = subprocess.Popen(
         [sys.executable, "-m", "stille.cli", "chat", *tiny, "--max-tokens", "16000"],

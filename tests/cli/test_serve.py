@@ -136,6 +136,7 @@ def test_a_data_directory_is_for_one_server(serve, tiny, stille_here, tmp_path):
     assert "choose another (--data-dir)" in run.stderr
 
 
+@pytest.mark.slow
 def test_where_the_usual_data_directory_is_in_use_it_runs_without(spawn, tiny, tmp_path):
     lock = DataLock(tmp_path / "server")
     server = Process(spawn("serve", *tiny, "--port", "0", env={"STILLE_HOME": str(tmp_path)}))

@@ -149,6 +149,7 @@ def plan(tmp_path, tiny_checkpoint) -> list:
     return ["train", "default", *options, "--out", tmp_path / "made"]
 
 
+@pytest.mark.slow
 def test_the_default_model_is_made_though_it_is_killed(stille_here, spawn, plan, tmp_path):
     made, deadline = tmp_path / "made", time.monotonic() + 100
     run = stille_here(*plan, "--list")

@@ -50,6 +50,7 @@ def test_from_prompts_to_a_head(stille_here, tiny_checkpoint, prompts, tmp_path)
     assert other.returncode == 0, other.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_run_that_goes_on(stille_here, spawn, tiny_checkpoint, prompts, tmp_path):
     out = tmp_path / "made"
     asked = ["train", "draft", "--model", tiny_checkpoint, *SMALL, *TEXT, *CPU, "--steps", "400", "--prompts", prompts]

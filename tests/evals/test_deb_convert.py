@@ -11,6 +11,7 @@ import pytest
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "deb_convert.py"
 
 
+@pytest.mark.slow
 def test_all_figures_come_out_of_a_tiny_run(tmp_path):
     plot = tmp_path / "img" / "plot.svg"
     run = subprocess.run(

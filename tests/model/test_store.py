@@ -134,6 +134,7 @@ class TestDefault:
         monkeypatch.setattr(PathFinder, "find_spec", lambda name, *more: None if name == "pip" else real(name, *more))
         assert sha256(resolve(DEFAULT_MODEL)) == MODEL.sha256
 
+    @pytest.mark.slow
     def test_looking_for_pip_leaves_compilers_alone(self):
         """torch.compile imports setuptools, which fails where the import system was asked for pip before."""
         code = "from stille.model.store_packaged import _pip_elsewhere; _pip_elsewhere(); import setuptools"

@@ -131,6 +131,7 @@ def test_stopped_and_resumed_equals_uninterrupted(make_model, settings, store, t
         train(make_model(seed=1), store, config, tmp_path / "parts")
 
 
+@pytest.mark.slow
 def test_it_learns(make_model, settings, store, make_store, tmp_path):
     config = settings(steps=60, lr=1e-2, rank=4, save_every=100)
     result = train(make_model(), store, config, tmp_path, held_out=make_store(20, seed=1))

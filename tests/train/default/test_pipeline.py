@@ -137,6 +137,7 @@ def test_a_twin_with_fixed_numbers_shares_the_samples(copy, tiny_settings):
     assert [each["mean_k"] for each in budgets] == [1, 2, 4]
 
 
+@pytest.mark.slow
 def test_runs_alone_and_up_to(tmp_path, tiny_settings):
     settings = tiny_settings()
     with pytest.raises(ConfigError, match="needs samples, convert first"):
