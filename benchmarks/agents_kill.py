@@ -95,7 +95,7 @@ async def wait_together(db: str, count: int, rounds: int) -> tuple[int, list[flo
 
 def main() -> None:
     options = parse()
-    command = ("python benchmarks/agents_kill.py " + " ".join(sys.argv[1:])).strip()
+    command = ("python benchmarks/agents_kill.py " + ledger.arguments()).strip()
     records, name = [], "sqlite" if options.postgres is None else "postgres"
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agents-kill-")))

@@ -151,7 +151,7 @@ def report(
     options: argparse.Namespace, files: Mapping[str, CaseFile | None], counts: Counter[str],
     read: Mapping[str, Counter[str]], card: Scorecard, seconds: float, model: str,
 ) -> list[ledger.Record]:  # fmt: skip
-    command = "python benchmarks/loan_desk.py " + " ".join(sys.argv[1:])
+    command = "python benchmarks/loan_desk.py " + ledger.arguments()
     done = [file for file in files.values() if file is not None]
     of = f"{len(files)} generated applications, {options.scanned:.0%} of the documents scanned, agents by {model}"
 

@@ -145,6 +145,18 @@ def measure(
     )
 
 
+def arguments() -> str:
+    """What this process was called with, for a record's command: without `--json` and where it leads."""
+    given = iter(sys.argv[1:])
+    kept = []
+    for word in given:
+        if word == "--json":
+            next(given, None)
+        elif not word.startswith("--json="):
+            kept.append(word)
+    return " ".join(kept)
+
+
 def evaluate_goal(goal: str | None, value: float, ratio: float | None) -> bool | None:
     """Whether a goal such as `ratio >= 1.8 and value <= 30` holds; None without one.
 
