@@ -216,13 +216,13 @@ def report(stats: dict[str, CameraStats], health: dict[str, Any]) -> None:
         figures: Sequence[float] = (camera.seen, camera.objects, camera.dropped, camera.gated, camera.errors)
         times = (1000 * camera.latency_p50_s, 1000 * camera.latency_p99_s)
         table.add_row(name, camera.state, *map(str, figures), *(f"{value:.0f}" for value in times))
-    console = Console(stderr=True)
-    console.print(table)
+    Console(stderr=True).print(table)
     for name, camera in stats.items():
         if camera.error:
-            console.print(f"{name}: {camera.error}", style="red", markup=False)
+            typer.echo(f"{name}: {camera.error}", err=True)
     counts = health["events"]
-    console.print(
+    typer.echo(
         f"events: {counts.get('opened', 0)} opened, {counts.get('closed', 0)} closed, "
-        f"{counts.get('withheld', 0)} withheld, {counts.get('released', 0)} of these released"
+        f"{counts.get('withheld', 0)} withheld, {counts.get('released', 0)} of these released",
+        err=True,
     )
