@@ -171,6 +171,7 @@ class TestRendering:
         with pytest.raises(ConfigError, match="otherwise than it asks"):
             Renderer(tokenizer, tiny.eos_token_ids).documents([conversation(chat(3))])
 
+    @pytest.mark.slow
     def test_processes_render_the_same(self, renderer):
         each = [conversation(chat(n)) for n in range(300)]
         one, two = (list(render_all(each, renderer, workers)) for workers in (1, 2))

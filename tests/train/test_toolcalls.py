@@ -96,6 +96,7 @@ def test_results_are_read_out(rows):
     assert told > 0.5 * good
 
 
+@pytest.mark.slow
 def test_the_same_seed_is_the_same_text_in_any_number_of_processes():
     one = [text for text, _ in generate(300, 3)]
     two = [text for text, _ in generate(300, 3, workers=2)]
