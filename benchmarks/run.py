@@ -29,6 +29,8 @@ BENCHMARKS = {
     "hsa_recall": ("hsa", True),
     "hsa_cases": ("hsa", True),
     "deb_layer": ("deb", True),
+    "video_sources": ("video", False),
+    "video_model": ("video", False),
 }
 
 

@@ -58,6 +58,7 @@ def test_a_film_becomes_events(hall, stille_here, tmp_path):
         (("--model", "nothing"), "is no folder of a StilleCam"),
         (("--webhook", "https://example.org/hook"), "STILLE_WEBHOOK_SECRET"),
         (("--gate", "maybe"), "choose off, on or shadow"),
+        (("--mqtt", "broker:mqtts"), "HOST:PORT"),
     ],
 )
 def test_what_is_wrong_is_one_line(hall, stille_here, tmp_path, change, told):
@@ -76,3 +77,22 @@ def test_a_source_that_is_not_there(hall, stille_here, tmp_path):
     )  # fmt: skip
     assert run.returncode == 1
     assert "none.mp4" in run.stderr
+
+
+def test_sigterm_ends_it_and_the_same_command_goes_on(hall, spawn, tmp_path):
+    arguments = (
+        "watch", f"{hall / 'black.mp4'}#name=hall,realtime=true,loop=true", "--rules", hall / "rules.yaml",
+        "--model", hall / "model", "--out", tmp_path / "out", "--device", "cpu", "--no-evidence",
+    )  # fmt: skip
+    write_film(hall / "black.mp4", np.zeros((50, 96, 160, 3), np.uint8), 5)
+    process = spawn(*arguments)
+    opened = process.stdout.readline()
+    assert "trouble opened" in opened
+    process.terminate()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "closed" not in out
+    assert "1 opened, 0 closed" in err
+    state = json.loads((tmp_path / "out" / "state.json").read_text())
+    (incident,) = state["cameras"]["hall"]["incidents"].values()
+    assert incident["event"]["id"] in opened

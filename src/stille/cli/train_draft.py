@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from stille.cli.options import DEFAULT_MODEL, examples
+from stille.cli.progress import share_bar
 
 if TYPE_CHECKING:
     from stille.train.draft import DraftTrainConfig
@@ -138,7 +135,7 @@ def command(
         raise ConfigError(f"{folder} holds no text yet: give --prompts FILE for the model to answer.")
     try:
         if only != "train" and prompts:
-            with _bar("text") as show:
+            with share_bar("text") as show:
                 write_text(
                     model, folder, prompts, settings, device=place, sequences=sequences, held_out=held_out,
                     report=lambda done, total, told: show(done / total, told),
@@ -146,7 +143,7 @@ def command(
         if only == "text":
             typer.echo(f"wrote {folder}")
             return
-        with _bar("training") as show:
+        with share_bar("training") as show:
             made = make_draft(
                 model, folder, out, training,
                 MakeSettings(layers, inner, vocab, chosen, precision),  # pyright: ignore[reportArgumentType]
@@ -214,27 +211,3 @@ def _facts(step: int, facts: dict[str, Any]) -> str:
     if "acceptance" in facts:
         told += "  accepted " + " ".join(f"{share:.2f}" for share in facts["acceptance"])
     return told
-
-
-@contextlib.contextmanager
-def _bar(what: str) -> Iterator[Callable[[float, str], None]]:
-    """A bar on stderr; where that is no terminal, a line every ten seconds."""
-    if not sys.stderr.isatty():
-        told = 0.0
-
-        def line(share: float, text: str) -> None:
-            nonlocal told
-            if time.monotonic() - told >= 10 or share >= 1:
-                told = time.monotonic()
-                typer.echo(f"{what} {share:.0%}  {text}", err=True)
-
-        yield line
-        return
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    from stille.cli.download import stderr_console
-
-    columns = (TextColumn(what), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.description}"), console=stderr_console(quiet=False)) as bars:
-        task = bars.add_task("", total=1.0)
-        yield lambda share, text: bars.update(task, completed=share, description=text)

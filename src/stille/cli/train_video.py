@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from stille.cli.options import examples
+from stille.cli.progress import share_bar
 
 if TYPE_CHECKING:
     from stille.video.training import VideoTrainConfig
@@ -84,7 +81,7 @@ def command(
     def source(seed: int, clips: int, length: int) -> Any:
         return make_clips(clips, length, (sizes.width, sizes.height), seed, device=place)
 
-    with _bar() as show:
+    with share_bar("training") as show:
         result = train(
             network, source, settings, out, device=place,
             on_step=lambda now: show(now.share, f"step {now.step}  {facts(now.metrics)}"),
@@ -119,27 +116,3 @@ def _settings(ctx: typer.Context, file: Path | None, on_gpu: bool) -> VideoTrain
     if values.get("steps") is None and values.get("minutes") is None:
         values["minutes"] = 20.0
     return VideoTrainConfig.from_dict(values)
-
-
-@contextlib.contextmanager
-def _bar() -> Iterator[Callable[[float, str], None]]:
-    """A bar on stderr; where that is no terminal, a line every ten seconds."""
-    if not sys.stderr.isatty():
-        told = 0.0
-
-        def line(share: float, text: str) -> None:
-            nonlocal told
-            if time.monotonic() - told >= 10 or share >= 1:
-                told = time.monotonic()
-                typer.echo(f"training {share:.0%}  {text}", err=True)
-
-        yield line
-        return
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    from stille.cli.download import stderr_console
-
-    columns = (TextColumn("training"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.description}"), console=stderr_console(quiet=False)) as bars:
-        task = bars.add_task("", total=1.0)
-        yield lambda share, text: bars.update(task, completed=share, description=text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,8 @@ EXAMPLES = examples(
     ("stille watch a.mp4#realtime=true b.mp4#realtime=true ...", "files that act as cameras"),
     ("stille watch ... --webhook https://example.org/hook", "signed with STILLE_WEBHOOK_SECRET"),
     note="Names of cameras (#name=) are those of the rules file. What happened lies in OUT: events.jsonl, events.db, "
-    "pictures and clips with hidden heads. Ctrl-C ends it; the same command goes on with the events that were open.",
+    "pictures and clips with hidden heads. Ctrl-C or SIGTERM ends it; the same command goes on with the events that were "
+    "open.",
 )
 SINKS, SEEING = "Where events go", "Seeing"
 STATUS_S = 10.0
@@ -87,6 +89,8 @@ def command(
         from stille.video.sinks.mqtt import Mqtt
 
         host, _, port = mqtt.partition(":")
+        if port and not port.isdecimal():
+            raise typer.BadParameter(f"mqtt broker {mqtt!r}: expected HOST or HOST:PORT")
         lanes.append(Lane(Mqtt(host, int(port or 1883)), spool=out / "spool" / "mqtt"))
     shown = Evidence(out / "evidence") if evidence else None
     desk = Desk(book, Sinks(lanes), Consistency() if verify else None, shown)
@@ -98,9 +102,12 @@ def command(
         for name in sorted({camera.name for camera in book.cameras} - set(names)):
             typer.echo(f"the rules are about camera {name!r}, which no source is named (#name={name})", err=True)
         clerk = Clerk(desk, pipeline, troubles, out, kept, keep_days)
+        # A service manager ends it as Ctrl-C does.
+        before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
         try:
             pipeline.run(until=clerk.look)
         finally:
+            signal.signal(signal.SIGTERM, before)
             stats = pipeline.stats()
             pipeline.close()
             clerk.finish()

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stille.video.errors import SinkError
 from stille.video.scenes.clips import Clips
 from stille.video.scenes.config import SceneConfig
 from stille.video.scenes.make import make_clips
@@ -56,26 +55,13 @@ def contact_sheet(clips: Clips, columns: int, truth: bool) -> NDArray[np.uint8]:
 
 
 def write_film(path: Path, frame_THW3: NDArray[np.uint8], rate: float) -> None:
-    """H.264 through PyAV where it is installed, else MPEG-4 through OpenCV.
+    """As H.264.
 
     Raises:
-        SinkError: no encoder takes it.
+        OSError: the file cannot be written.
     """
-    try:
-        import av
-    except ImportError:
-        import cv2
+    import av
 
-        h, w = frame_THW3.shape[1:3]
-        writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), rate, (w, h))
-        if not writer.isOpened():
-            raise SinkError(
-                f"{path}: OpenCV cannot write it; give a .mp4 in a folder that exists, or install av"
-            ) from None
-        for frame in frame_THW3:
-            writer.write(np.ascontiguousarray(frame[..., ::-1]))
-        writer.release()
-        return
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=round(rate))
         stream.height, stream.width = frame_THW3.shape[1:3]
