@@ -25,8 +25,8 @@ EXAMPLES = examples(
     ("stille watch a.mp4#realtime=true b.mp4#realtime=true ...", "files that act as cameras"),
     ("stille watch ... --webhook https://example.org/hook", "signed with STILLE_WEBHOOK_SECRET"),
     note="Names of cameras (#name=) are those of the rules file. What happened lies in OUT: events.jsonl, events.db, "
-    "pictures and clips with hidden heads. Ctrl-C or SIGTERM ends it; the same command goes on with the events that were "
-    "open.",
+    "pictures and clips with hidden heads. Ctrl-C or SIGTERM ends it; the same command goes on with the "
+    "events that were open.",
 )
 SINKS, SEEING = "Where events go", "Seeing"
 STATUS_S = 10.0
