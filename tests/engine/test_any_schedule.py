@@ -19,6 +19,7 @@ from stille.engine.block_manager import chain_hash
 from stille.engine.config import PAGE_SIZE, EngineConfig
 from stille.engine.core import EngineCore
 from stille.engine.executor import StepInput
+from stille.engine.grammar import Grammar, GrammarCompiler
 from stille.engine.outputs import RequestOutput
 from stille.engine.sampling_params import SamplingParams
 from stille.engine.sequence import Status
@@ -36,14 +37,65 @@ def next_token(tokens: list[int] | np.ndarray) -> int:
     return int((ids * (np.arange(len(ids)) * 31 + 7) % 1009).sum() % VOCAB)
 
 
-def expected(prompt: list[int], count: int, stop_ids: frozenset[int] = frozenset()) -> list[int]:
+def expected(
+    prompt: list[int], count: int, stop_ids: frozenset[int] = frozenset(), allowed: Sieve | None = None
+) -> list[int]:
     """The greedy answer of `count` tokens, shorter if a stop token ends it."""
     tokens = list(prompt)
     for _ in range(count):
         tokens.append(next_token(tokens))
+        if allowed is not None:
+            if not allowed.allows(tokens[-1]):
+                tokens[-1] = int(allowed.allowed.argmax())
+            allowed.consume(tokens[-1])
         if tokens[-1] in stop_ids:
             break
     return tokens[len(prompt) :]
+
+
+class Sieve:
+    """A grammar of the checksum executor: some of the tokens may not come next, which ones depends on all before."""
+
+    usable = True
+
+    def __init__(self, share: int):
+        self.share, self.seen = share, [1]
+
+    @property
+    def allowed(self) -> np.ndarray:
+        return (np.arange(VOCAB) * 37 + self.seen[-1]) % 8 >= self.share
+
+    def allows(self, token: int) -> bool:
+        return bool(self.allowed[token])
+
+    def consume(self, token: int) -> bool:
+        assert self.allows(token), "a token that the grammar does not allow"
+        self.seen.append((self.seen[-1] * 31 + token) % 1009)
+        return True
+
+    def back(self, count: int) -> None:
+        del self.seen[len(self.seen) - count :]
+
+    def valid(self, tokens: list[int]) -> int:
+        before = list(self.seen)
+        right = next(
+            (i for i, token in enumerate(tokens) if not (self.allows(token) and self.consume(token))), len(tokens)
+        )
+        self.seen = before
+        return right
+
+    def forced(self) -> list[int]:
+        return []
+
+    def fill(self, mask_W: np.ndarray) -> None:
+        mask_W[:] = np.packbits(np.pad(self.allowed, (0, -VOCAB % 32)), bitorder="little").view(np.int32)
+
+
+class Sieves(GrammarCompiler):
+    """`Grammar.lark("3")` leaves out three eighths of the tokens."""
+
+    def matcher(self, grammar: Grammar) -> Sieve:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return Sieve(int(grammar.source))
 
 
 class HashExecutor:
@@ -93,7 +145,9 @@ def hash_core(depth: int, pages: int, seqs: int, budget: int, **more) -> EngineC
         async_depth=depth,
         **more,
     ).resolve(StilleConfig(num_hidden_layers=1, max_position_embeddings=100_000))
-    return EngineCore(HashExecutor(pages), _NoText(), config, costs=Costs(Free(), Free()))
+    core = EngineCore(HashExecutor(pages), _NoText(), config, costs=Costs(Free(), Free()))
+    core.grammars = Sieves(None, VOCAB, ())
+    return core
 
 
 class Free(CostCurve):
@@ -125,7 +179,7 @@ def workload(draw):
     requests = []
     for _ in range(draw(st.integers(1, 8))):
         ids = stem[: draw(st.integers(1, 200))] + draw(st.lists(st.integers(0, VOCAB - 1), max_size=20))
-        requests.append((ids, draw(st.integers(1, 90))))
+        requests.append((ids, draw(st.integers(1, 90)), draw(st.sampled_from([None, None, 0, 1, 5]))))
     return requests
 
 
@@ -137,12 +191,21 @@ def workload(draw):
     seqs=st.integers(1, 6),
     budget=st.integers(6, 150),
     caching=st.booleans(),
+    guesses=st.sampled_from([0, 7]),
 )
-def test_every_schedule_gives_the_same_answers(requests, depth, pages, seqs, budget, caching):
-    core = hash_core(depth, pages, seqs, budget, prefix_caching=caching, max_queue=100)
+def test_every_schedule_gives_the_same_answers(requests, depth, pages, seqs, budget, caching, guesses):
+    core = hash_core(depth, pages, seqs, budget, prefix_caching=caching, max_queue=100, max_draft_tokens=guesses)
     work = {
-        f"{i}": (ids, SamplingParams(temperature=0, max_tokens=count, stop_token_ids=[5]))
-        for i, (ids, count) in enumerate(requests)
+        f"{i}": (
+            ids,
+            SamplingParams(
+                temperature=0,
+                max_tokens=count,
+                stop_token_ids=[5],
+                grammar=None if sieve is None else Grammar(f"{sieve}"),
+            ),
+        )
+        for i, (ids, count, sieve) in enumerate(requests)
         if len(ids) + count <= core.max_model_len
     }
     results = {name: RequestOutput.empty(name, None, ids, 1) for name, (ids, _) in work.items()}
@@ -152,7 +215,8 @@ def test_every_schedule_gives_the_same_answers(requests, depth, pages, seqs, bud
         for delta in core.step():
             results[delta.request_id].add(delta)
     for name, (ids, params) in work.items():
-        assert results[name].outputs[0].token_ids == expected(ids, params.max_tokens, frozenset([5])), name
+        sieve = None if params.grammar is None else Sieve(int(params.grammar.source))
+        assert results[name].outputs[0].token_ids == expected(ids, params.max_tokens, frozenset([5]), sieve), name
         assert results[name].usage.completion_tokens == len(results[name].outputs[0].token_ids)
 
 
@@ -220,9 +284,9 @@ class Traffic(RuleBasedStateMachine):
 
     @invariant()
     def nothing_that_a_step_in_flight_writes_to_is_given_away(self):
-        for plan, *_ in self.core._launched:
-            step = plan.step
-            for row, sequence in enumerate(plan.sequences):
+        for flight in self.core._launched:
+            step = flight.plan.step
+            for row, sequence in enumerate(flight.plan.sequences):
                 assert sequence.slot == step.slots[row]
                 assert step.starts[row] + step.lengths[row] < sequence.limit, "a token that nobody needs"
                 pages = step.page_table[row, step.starts[row] // PAGE_SIZE :]

@@ -21,6 +21,7 @@ from stille.engine.block_manager import BlockManager
 from stille.engine.config import PAGE_SIZE, EngineConfig
 from stille.engine.detokenizer import Detokenizer
 from stille.engine.executor import Executor
+from stille.engine.flight import Flight
 from stille.engine.grammar import GrammarCompiler
 from stille.engine.hsa import PromptRule
 from stille.engine.model_runner import Logprobs, ModelRunner, StepHandle, StepOutput
@@ -80,7 +81,7 @@ class EngineCore:
         self.requests: dict[str, Request] = {}
         self._queued: dict[str, Request] = {}  # not admitted yet
         self._depth = executor.async_depth if config.async_depth is None else config.async_depth
-        self._launched: deque[tuple[Plan, StepHandle, Guesses | None]] = deque()
+        self._launched: deque[Flight] = deque()
         self._unsaid: list[tuple[Sequence, int]] = []  # tokens taken in whose text is not made yet
         self._decode_rows = min(config.max_decode_rows, max_num_batched_tokens)
         self.speculator: Speculator | None = None
@@ -268,30 +269,43 @@ class EngineCore:
             guesses = Guesses(plan.offsets[sampled], plan.step.token_ids[ends[sampled]])
             sequences = int(np.count_nonzero(plan.offsets == 0))
         draft = self.speculator is not None and plan.step.is_decode and self.speculator.goes_on(sequences)
-        handle = self.runner.launch(plan.step, self._allowed(plan, guesses, deltas), guesses, draft)
-        self._launched.append((plan, handle, guesses))
+        bound = [(row, s) for row, s in enumerate(_sampled(plan)) if s.matcher is not None]
+        hopeful = guesses is None and self._may_hope(bound)
+        allowed = self._allowed(bound, guesses, deltas, hopeful) if bound else None
+        handle = self.runner.launch(plan.step, allowed, guesses, draft, hopeful)
+        self._launched.append(Flight(plan, handle, guesses, hopeful))
         self._say(deltas)
         self.metrics.steps += 1
         self.metrics.step_seqs.observe(plan.step.num_seqs)
         self.metrics.step_tokens.observe(plan.step.num_tokens)
 
-    def _allowed(
-        self, plan: Plan, guesses: Guesses | None, deltas: list[OutputDelta]
-    ) -> Callable[[], AllowedTokens | None] | None:
-        """How to find what grammars allow in a step; None: there are none.
+    def _may_hope(self, bound: list[tuple[int, Sequence]]) -> bool:
+        """Whether to sample before grammars are asked, as they would have to wait for a token in flight.
 
-        It depends on every token before, so steps in flight are read first; the step itself is on its way by then.
+        A greedy token that turns out to be allowed is the one that a mask would have left; others are chosen again, for
+        which their sequence waits, and no other.
         """
-        sequences = _sampled(plan)
-        if all(sequence.matcher is None for sequence in sequences):
-            return None
+        waiting = [s for _, s in bound if self.scheduler.ahead(s) > 1]
+        return self._depth == 1 and bool(waiting) and all(s.request.params.plainly_greedy for s in waiting)
+
+    def _allowed(
+        self, bound: list[tuple[int, Sequence]], guesses: Guesses | None, deltas: list[OutputDelta], hopeful: bool
+    ) -> Callable[[], AllowedTokens | None]:
+        """How to find what grammars allow in a step, of the sampled rows that have one.
+
+        It depends on every token before, so steps in flight are read first; the step itself is on its way by then. A
+        hopeful step waits for none of them, and masks are for sequences of which all tokens are known.
+        """
 
         def find() -> AllowedTokens | None:
-            self._read_all(deltas)
+            if not hopeful:
+                self._read_all(deltas)
             going = [
                 (row, s.matcher)
-                for row, s in enumerate(sequences)
-                if s.matcher is not None and s.status is not Status.FINISHED
+                for row, s in bound
+                if s.matcher is not None
+                and s.status is not Status.FINISHED
+                and not (hopeful and self.scheduler.ahead(s) > 1)
             ]
             if not going:
                 return None
@@ -308,24 +322,56 @@ class EngineCore:
             self._read_oldest(deltas)
 
     def _read_oldest(self, deltas: list[OutputDelta]) -> None:
-        plan, handle, guesses = self._launched.popleft()
-        output = handle.result()
+        flight = self._launched.popleft()
+        plan, output = flight.plan, flight.handle.result()
         self.scheduler.step_read(plan.number)
         now = time.perf_counter()
-        if guesses is not None:
-            self._read_guessed(_sampled(plan), guesses, output, now, deltas)
+        if flight.guesses is not None:
+            self._read_guessed(_sampled(plan), flight.guesses, output, now, deltas)
         else:
+            wrong: list[tuple[int, Sequence]] = []
             for row, (sequence, token) in enumerate(zip(_sampled(plan), output.token_ids, strict=True)):
-                ended = sequence.status is Status.FINISHED  # then: one token too many
-                if ended or (sequence.matcher is not None and self._take_silently(sequence, token, now)):
-                    continue
+                if sequence.status is Status.FINISHED or sequence in flight.void:
+                    continue  # one token too many
+                if sequence.matcher is not None:
+                    if flight.hopeful and not sequence.matcher.allows(token):
+                        wrong.append((row, sequence))
+                        continue
+                    if not flight.hopeful and self._take_silently(sequence, token, now):
+                        continue
                 if self._unsaid:
                     self._say(deltas)
                 deltas.append(self._take(sequence, token, row, output.logprobs, now))
+            if wrong:
+                self._choose_again(flight, wrong, deltas)
+        if flight.again is not None:
+            self._take_again(*flight.again, deltas)
         if output.drafts is not None and self.speculator is not None:
             for sequence, tokens, chances in zip(dict.fromkeys(plan.sequences), *output.drafts, strict=True):
                 if sequence.status is Status.DECODE:
                     self.speculator.hear(sequence, tokens, chances)
+
+    def _choose_again(self, flight: Flight, wrong: list[tuple[int, Sequence]], deltas: list[OutputDelta]) -> None:
+        """For sampled rows of a hopeful step whose token a grammar does not allow."""
+        sequences = [sequence for _, sequence in wrong]
+        masks = self.grammars.masks([s.matcher for s in sequences if s.matcher is not None])
+        allowed = AllowedTokens(np.array([row for row, _ in wrong]), masks)
+        handle = self.runner.again(flight.handle, [s.slot for s in sequences], allowed)
+        if not self._launched:
+            self._take_again(sequences, handle, deltas)
+            return
+        following = self._launched[0]
+        following.again = (sequences, handle)
+        following.void = set(sequences).intersection(following.plan.sequences)
+        for sequence in following.void:
+            self.scheduler.void(sequence)
+
+    def _take_again(self, sequences: list[Sequence], handle: StepHandle, deltas: list[OutputDelta]) -> None:
+        tokens, now = handle.result().token_ids, time.perf_counter()
+        self._say(deltas)
+        for row, (sequence, token) in enumerate(zip(sequences, tokens, strict=True)):
+            if sequence.status is not Status.FINISHED:
+                deltas.append(self._take(sequence, token, row, None, now))
 
     def _read_guessed(
         self, sequences: list[Sequence], guesses: Guesses, output: StepOutput, now: float, deltas: list[OutputDelta]
@@ -447,37 +493,7 @@ class EngineCore:
 
     def stats(self) -> EngineStats:
         """A snapshot; may be called from any thread."""
-        m, blocks, scheduler = self.metrics, self.blocks, self.scheduler
-        cached, available, pages = blocks.num_cached, blocks.num_available, blocks.num_pages - 1
-        return EngineStats(
-            queue_depth=self.queue_depth,
-            max_queue=self.max_queue,
-            waiting=len(scheduler.waiting),
-            running=scheduler.num_running,
-            max_num_seqs=self.config.max_num_seqs or 0,
-            pages=pages,
-            pages_used=pages - available,
-            pages_cached=cached,
-            pages_free=available - cached,
-            requests=m.requests,
-            finished=dict(m.finished),
-            prompt_tokens=m.prompt_tokens,
-            generation_tokens=m.generation_tokens,
-            embedding_tokens=m.embedding_tokens,
-            prefix_query_tokens=scheduler.prefix_queries,
-            prefix_hit_tokens=scheduler.prefix_hits,
-            preemptions=scheduler.preemptions,
-            drafted_tokens=0 if self.speculator is None else self.speculator.stats.drafted,
-            accepted_tokens=0 if self.speculator is None else self.speculator.stats.accepted,
-            steps=m.steps,
-            ttft=m.ttft.copy(),
-            inter_token=m.inter_token.copy(),
-            e2e=m.e2e.copy(),
-            queue_time=m.queue_time.copy(),
-            step_seqs=m.step_seqs.copy(),
-            step_tokens=m.step_tokens.copy(),
-            routing=[] if self.routing is None else self.routing.snapshot(),
-        )
+        return EngineStats.of(self)
 
     def _retry_after(self) -> float:
         """Seconds until about half of the queue is gone at the rate of the last requests, 1 .. 60."""

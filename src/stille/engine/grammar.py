@@ -120,6 +120,10 @@ class Matcher:
         """Move on by a token of the answer; false if the grammar turned out to be too complex at this place."""
         return self.inner.consume_token(token)
 
+    def allows(self, token: int) -> bool:
+        """Whether the token may come next."""
+        return self.inner.validate_tokens([token]) == 1
+
     def forced(self) -> list[int]:
         """Tokens that spell the text about which the grammar leaves no choice; the model may spell it with others."""
         return self.inner.compute_ff_tokens()

@@ -40,7 +40,11 @@ class StepOutput:
 
 
 class StepHandle:
-    """A launched step. `result` waits for it."""
+    """A launched step. `result` waits for it.
+
+    Attributes:
+        logits_RV: of the sampled rows, on the device, if they were to be kept.
+    """
 
     def __init__(
         self,
@@ -48,7 +52,9 @@ class StepHandle:
         logprobs: tuple[Tensor, Tensor, Tensor] | None,
         device: torch.device,
         drafts: tuple[Tensor, Tensor] | None = None,
+        logits_RV: Tensor | None = None,
     ):
+        self.logits_RV = logits_RV
         self._parts = [[] if tokens is None else [tokens], list(logprobs or ()), list(drafts or ())]
         self._event: torch.cuda.Event | None = None
         if device.type == "cuda":
@@ -95,6 +101,7 @@ class ModelRunner:
         allowed: Callable[[], AllowedTokens | None] | None = None,
         guesses: Guesses | None = None,
         draft: bool = False,
+        keep: bool = False,
     ) -> StepHandle:
         """Computes or enqueues the step and the sampling of its complete rows.
 
@@ -102,12 +109,16 @@ class ModelRunner:
             allowed: says which tokens grammars leave; called when the step is on its way, before the sampling.
             guesses: in the step. `accept` has to follow, once it is known how many were right.
             draft: whether the executor's draft head goes on from it; only if every row decodes and is sampled.
+            keep: the logits of the sampled rows, for `again`.
         """
         rows = self.state.rows_of(step.slots, step.sample)
         ids_N = self._input_ids(step, None if rows is None else rows.slots)
         logits_SV = self.executor.forward(step, ids_N)
         if rows is None:
             return StepHandle(None, None, self.device)
+        kept = None
+        if keep:  # the executor's own buffer holds the next step's soon
+            kept = logits_SV.clone() if rows.rows is None else logits_SV.index_select(0, rows.rows)
         left = None if allowed is None else allowed()
         with nullcontext() if self._torch_threads is None else _one_torch_thread(self._torch_threads):
             tokens_R, logprobs = self.state.sample(logits_SV, rows, left, guesses)
@@ -116,7 +127,18 @@ class ModelRunner:
             first = np.flatnonzero(np.diff(step.slots, prepend=-1)).astype(np.int32)
             count = np.diff(first, append=step.num_seqs).astype(np.int32) - 1
             drafts = self.executor.drafter.draft(tokens_R, ids_N, first, count)
-        return StepHandle(tokens_R, logprobs, self.device, drafts)
+        return StepHandle(tokens_R, logprobs, self.device, drafts, kept)
+
+    @torch.inference_mode()
+    def again(self, step: StepHandle, slots: Seq[int], allowed: AllowedTokens) -> StepHandle:
+        """Chooses anew, after any step launched since, the likeliest token of some rows of a step that was kept.
+
+        Args:
+            slots: of these rows, which were greedy.
+            allowed: what grammars leave of them; `rows` are those of the step that was kept.
+        """
+        assert step.logits_RV is not None
+        return StepHandle(self.state.choose_again(step.logits_RV, slots, allowed), None, self.device)
 
     @torch.inference_mode()
     def accept(self, slots: Seq[int], tokens: Seq[Seq[int]]) -> None:

@@ -101,6 +101,11 @@ class SamplingParams:
         return self.temperature == 0
 
     @property
+    def plainly_greedy(self) -> bool:
+        """Whether the next token is the likeliest, whatever came before, and nothing else is wanted of it."""
+        return self.greedy and self.logprobs is None and not self.logit_bias and not self.uses_penalties
+
+    @property
     def uses_penalties(self) -> bool:
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 

@@ -213,6 +213,20 @@ class SamplingState:
             return tokens, None
         return tokens, sampler.log_probabilities(raw, tokens, rows.top_logprobs)
 
+    def choose_again(self, logits_RV: Tensor, slots: Seq[int], allowed: AllowedTokens) -> Tensor:
+        """The likeliest tokens int64[M] of some rows under a grammar, which become the last ones of their slots.
+
+        Args:
+            logits_RV: float32, as `sample` had them.
+            slots: [M], without penalties, biases or wanted log-probabilities.
+            allowed: what is left of these M rows.
+        """
+        chosen = AllowedTokens(np.arange(len(slots)), allowed.mask_MW)
+        logits_MV = self._restrict(logits_RV.index_select(0, self._send(allowed.rows)), chosen, spare=False)
+        tokens = logits_MV.argmax(dim=-1)
+        self.last_token.index_copy_(0, self._send(np.array(slots, np.int64)), tokens)
+        return tokens
+
     def accept(self, slots: Seq[int], tokens: Seq[Seq[int]]) -> None:
         """Moves slots on by the tokens, at least one each, that a step with guesses gave."""
         self.next_index[list(slots)] += [len(each) for each in tokens]

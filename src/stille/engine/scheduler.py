@@ -141,6 +141,14 @@ class Scheduler:
         """A step with guesses was read: a decoding sequence has the tokens that the host knows, and no more."""
         self._length[sequence.slot] = len(sequence.tokens)
 
+    def ahead(self, sequence: Sequence) -> int:
+        """Tokens of a decoding sequence that launched steps sample and the host does not know."""
+        return int(self._length[sequence.slot]) - len(sequence.tokens)
+
+    def void(self, sequence: Sequence) -> None:
+        """A launched step followed a wrong token of a decoding sequence: what it sampled does not count."""
+        self._length[sequence.slot] -= 1
+
     def _chunk_length(self, computed: int, total: int, budget: int) -> int:
         """How many tokens of a prompt come next; 0 if the budget does not reach a place where it may be cut."""
         end = computed + budget

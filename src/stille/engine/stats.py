@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from stille.engine.core import EngineCore
     from stille.engine.routing_stats import LayerLoad
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
@@ -128,3 +129,37 @@ class EngineStats:
     step_seqs: Histogram
     step_tokens: Histogram
     routing: list[LayerLoad] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, core: EngineCore) -> EngineStats:
+        m, blocks, scheduler, speculator = core.metrics, core.blocks, core.scheduler, core.speculator
+        cached, available, pages = blocks.num_cached, blocks.num_available, blocks.num_pages - 1
+        return cls(
+            queue_depth=core.queue_depth,
+            max_queue=core.max_queue,
+            waiting=len(scheduler.waiting),
+            running=scheduler.num_running,
+            max_num_seqs=core.config.max_num_seqs or 0,
+            pages=pages,
+            pages_used=pages - available,
+            pages_cached=cached,
+            pages_free=available - cached,
+            requests=m.requests,
+            finished=dict(m.finished),
+            prompt_tokens=m.prompt_tokens,
+            generation_tokens=m.generation_tokens,
+            embedding_tokens=m.embedding_tokens,
+            prefix_query_tokens=scheduler.prefix_queries,
+            prefix_hit_tokens=scheduler.prefix_hits,
+            preemptions=scheduler.preemptions,
+            drafted_tokens=0 if speculator is None else speculator.stats.drafted,
+            accepted_tokens=0 if speculator is None else speculator.stats.accepted,
+            steps=m.steps,
+            ttft=m.ttft.copy(),
+            inter_token=m.inter_token.copy(),
+            e2e=m.e2e.copy(),
+            queue_time=m.queue_time.copy(),
+            step_seqs=m.step_seqs.copy(),
+            step_tokens=m.step_tokens.copy(),
+            routing=[] if core.routing is None else core.routing.snapshot(),
+        )
