@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import json
 import multiprocessing
+import os
 import random
 import sys
 import time
@@ -163,6 +164,8 @@ def judge(request: ModelRequest, reply: Reply, tally: Tally) -> None:
 
 def answers_of(process: int, options: argparse.Namespace) -> Tally:
     """A process's share of the answers, or as many as its time allows."""
+    if options.processes > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = options.gpus[process % len(options.gpus)]
     return asyncio.run(_answers_of(process, options))
 
 
@@ -238,7 +241,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=8, help="answers to each prompt")
     parser.add_argument("--most", type=int, default=160, help="tokens of an answer")
     parser.add_argument("--batch", type=int, default=8, help="sequences at once, in each process")
-    parser.add_argument("--processes", type=int, default=1, help="with an engine each, on the same device")
+    parser.add_argument("--processes", type=int, default=1, help="with an engine each")
+    parser.add_argument("--gpus", nargs="+", default=["0"], help="that they are shared out to")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="merge the records into this ledger file")
     return parser.parse_args()

@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 import multiprocessing
+import os
 import statistics
 import sys
 import time
@@ -167,6 +168,7 @@ def validity(options: argparse.Namespace) -> list[ledger.Record]:
 def answers_of(process: int, options: argparse.Namespace) -> Tally:
     """Asks for answers until a process's share of them has ended by itself, or its time is over."""
     tally = Tally()
+    os.environ["CUDA_VISIBLE_DEVICES"] = options.gpus[process % len(options.gpus)]
     llm = LLM(options.model, max_model_len=1024, max_num_seqs=options.batch, kv_cache_tokens=options.batch * 640)
     cases = prepare(llm, options, tally)
     tally.schemas = len(cases)
@@ -262,7 +264,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=60, help="after which there are as many as there are")
     parser.add_argument("--samples", type=int, default=4, help="answers to each schema in one round")
     parser.add_argument("--most", type=int, default=200, help="tokens of such an answer")
-    parser.add_argument("--processes", type=int, default=1, help="with an engine each, on the same device")
+    parser.add_argument("--processes", type=int, default=1, help="with an engine each")
+    parser.add_argument("--gpus", nargs="+", default=["0"], help="that they are shared out to")
     parser.add_argument("--json", type=Path, help="merge the records into this ledger file")
     return parser.parse_args()
 
