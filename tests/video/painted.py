@@ -64,4 +64,5 @@ def awake(config: StilleCamConfig, seed: int = 0) -> StilleCamNet:
         net.maps(painted(seed, 2, 2, size=(config.width, config.height)).frame_BTHW3.flatten(0, 1))
         torch.nn.init.normal_(net.decoder.presence.weight, std=0.1)
         torch.nn.init.constant_(net.decoder.presence.bias, -1.5)
+        torch.nn.init.zeros_(net.decoder.trust)  # the cells know nothing yet
     return net.eval()

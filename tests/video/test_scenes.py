@@ -12,14 +12,14 @@ from stille.video.scenes import Clips, SceneConfig, Scenes, build_scenes, clip_s
 from stille.video.scenes.layout import SLOTS
 from stille.video.scenes.make import build_look
 from stille.video.scenes.outline import cut, primitive_boxes
-from stille.video.scenes.primitives import HEAD, HELMET, VEST
+from stille.video.scenes.primitives import HEAD, HELMET, VEST, WALL
 from stille.video.scenes.shade import shade
 from stille.video.scenes.trace import Traced, trace
 from stille.video.scenes.truth import make_clips_of, seen_pixels
 from stille.video.types import ATTRIBUTES, KINDS
 
 SIZE = (192, 112)
-PLAIN = SceneConfig(difficulty=0.0, gap_chance=0.0, irregular=0.0, crowd=0.5, incident=0.0)
+PLAIN = SceneConfig(outdoor=0.0, difficulty=0.0, gap_chance=0.0, irregular=0.0, crowd=0.5, incident=0.0)
 HELMETS, VESTS = ATTRIBUTES.index("helmet"), ATTRIBUTES.index("vest")
 
 
@@ -283,3 +283,37 @@ def test_wrong_requests_are_refused():
         make_clips(0, 1)
     with pytest.raises(ConfigError, match="one for each clip"):
         make_clips(2, 1, (32, 32), torch.tensor([1]))
+
+
+def test_drivers_are_persons_who_ride():
+    """Inside of their forklift's box, above its lower edge, and moving as it does."""
+    config = SceneConfig(persons=1, forklifts=3, carts=1, pallets=6, difficulty=0.0, outdoor=0.0, layouts=(0, 18))
+    scenes = build_scenes(clip_seeds(4, 5), 1, SIZE, config)
+    _, clips = traced(scenes)
+    drivers, trucks = slice(1, 4), slice(4, 7)
+    on = clips.kind_BM[:, drivers] == KINDS.index("person")
+    assert on.any()
+    assert (clips.kind_BM[:, trucks][on] == KINDS.index("forklift")).all()
+    seen = on[:, None] & (clips.visible_BTM[:, :, drivers] > 0.3)
+    assert seen.sum() > 3
+    driver, truck = clips.box_BTM4[:, :, drivers][seen], clips.box_BTM4[:, :, trucks][seen]
+    foot = (driver[:, 0] + driver[:, 2]) / 2
+    assert ((foot > truck[:, 0]) & (foot < truck[:, 2])).all()
+    assert (driver[:, 3] < truck[:, 3] - 0.05 * (truck[:, 3] - truck[:, 1])).float().mean() > 0.9
+    worn = clips.attribute_BTMA[:, :, drivers, HELMETS]
+    assert {0.0, 1.0} >= set(worn[~worn.isnan()].unique().tolist())
+    assert torch.equal(scenes.place_BTM3[:, :, drivers], scenes.place_BTM3[:, :, trucks])
+
+
+def test_open_ground_has_no_walls_and_is_seen_squeezed():
+    yard = build_scenes(clip_seeds(6, 40), 1, SIZE, SceneConfig(persons=2, pallets=4, outdoor=1.0))
+    assert yard.layout.outdoor_B.all()
+    hall = build_scenes(clip_seeds(6, 40), 1, SIZE, SceneConfig(persons=2, pallets=4, outdoor=0.0))
+    wide = hall.camera.wide_B
+    assert 0.7 < wide.min() < 1.1
+    assert ((wide > 1.25) & (wide < 1.5)).float().mean() > 0.15
+    walls = hall.primitives.material_P == WALL
+    assert hall.primitives.on_BTP[..., walls].any()
+    assert not yard.primitives.on_BTP[..., walls].any()
+    distance = yard.camera.origin_BT3[:, 0, :2].norm(dim=-1)
+    assert 8 < distance.min() < distance.max() < 28

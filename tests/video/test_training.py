@@ -37,7 +37,7 @@ def network() -> StilleCamNet:
 
 def quick(**changes) -> VideoTrainConfig:
     plain: dict[str, Any] = dict(
-        detect_share=0.0, batch=2, frames=3, warmup=5, dtype="fp32", eval_clips=2, ema=0.9, log_every=5
+        detect_share=0.0, batch=2, frames=3, warmup=5, dtype="fp32", eval_clips=2, ema=0.9, log_every=5, repeats=1
     )
     return VideoTrainConfig(**(plain | changes))
 
@@ -82,7 +82,7 @@ def test_a_stopped_run_goes_on_bit_by_bit(tmp_path):
     for (name, a), b in zip(whole.network.state_dict().items(), second.network.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
     assert second.evaluation == whole.evaluation
-    with pytest.raises(ConfigError, match=r"holds another run: lr was 0.0004, now 0.1"):
+    with pytest.raises(ConfigError, match=r"holds another run: lr was 0.0006, now 0.1"):
         train(network(), source, replace(config, lr=0.1), tmp_path / "parts")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 EXAMPLES = examples(
     ("stille train video --minutes 20 --out cam", "the model of the package, on one GPU"),
     ("stille train video --preset tiny --steps 200 --out tiny --device cpu", "a small one, on a CPU"),
-    ("stille train video --minutes 60 --out cam --batch 12 --detect-batch 60", "half the memory"),
+    ("stille train video --minutes 60 --out cam --batch 12 --detect-batch 24", "half the memory"),
     note="First it learns to detect, from many short clips; then identities, from long ones. Clips are rendered while "
     "it learns. The same command again goes on where the run was stopped. The model comes to lie in OUT/model.",
 )
@@ -38,20 +39,26 @@ def command(
     steps: Annotated[int | None, _option(RUN, help="Steps of the optimizer.")] = None,
     minutes: Annotated[float | None, _option(RUN, help="Wall-clock limit. (default: 20, or by --steps)")] = None,
     detect_share: Annotated[float, _option(RUN, help="Share of the run that learns to detect only.")] = 0.4,
-    detect_batch: Annotated[int, _option(RUN, help="Clips of a step there.")] = 120,
-    detect_frames: Annotated[int, _option(RUN, help="Frames of a clip there.")] = 6,
+    detect_batch: Annotated[int, _option(RUN, help="Clips of a step there.")] = 48,
+    detect_frames: Annotated[int, _option(RUN, help="Frames of a clip there.")] = 4,
     batch: Annotated[int, _option(RUN, help="Clips of a step, once identities are learned.")] = 24,
-    frames: Annotated[int, _option(RUN, help="Frames of a clip, then.")] = 30,
+    frames: Annotated[int, _option(RUN, help="Frames of a clip, then.")] = 16,
+    repeats: Annotated[int, _option(RUN, help="How often a rendered clip is shown, mirrored and tinted anew.")] = 2,
+    recordings: Annotated[
+        Path | None, _option(RUN, help="Folder of real recordings with boxes, mixed into the clips.")
+    ] = None,
+    recordings_share: Annotated[float, _option(RUN, help="Share of the clips that are recordings.")] = 0.25,
+    compile: Annotated[bool, _option(RUN, "--compile", help="The decoder through torch.compile.")] = False,
     micro_batch_frames: Annotated[int, _option(RUN, help="Pictures computed at once; 0: all of a step.")] = 0,
-    lr: Annotated[float, _option(RUN, help="Peak learning rate.")] = 4e-4,
-    warmup: Annotated[int, _option(RUN, help="Steps until the peak.")] = 200,
+    lr: Annotated[float, _option(RUN, help="Peak learning rate.")] = 6e-4,
+    warmup: Annotated[int, _option(RUN, help="Steps until the peak.")] = 300,
     dtype: Annotated[str, _option(RUN, help="fp32, bf16 (float32 weights), auto: bf16 on a GPU.")] = "auto",
     device: Annotated[str, _option(RUN, help="auto, cpu or cuda.")] = "auto",
     seed: Annotated[int, _option(RUN, help="Of weights and clips.")] = 0,
     save_minutes: Annotated[float, _option(WATCH, help="Minutes between checkpoints.")] = 1.0,
     log_every: Annotated[int, _option(WATCH, help="Steps between lines of OUT/metrics.jsonl.")] = 10,
     eval_every: Annotated[int, _option(WATCH, help="Steps between evaluations; 0: at the end only.")] = 0,
-    eval_clips: Annotated[int, _option(WATCH, help="Clips of an evaluation.")] = 16,
+    eval_clips: Annotated[int, _option(WATCH, help="Clips of an evaluation.")] = 24,
 ) -> None:
     """Train the perception model of cameras on clips that are rendered on the way."""
     if device not in ("auto", "cpu", "cuda"):
@@ -60,7 +67,7 @@ def command(
 
     from stille.errors import ConfigError
     from stille.video.model import PRESETS, StilleCamNet, flops_per_frame, save
-    from stille.video.scenes.make import make_clips
+    from stille.video.scenes.ahead import Renderer
     from stille.video.training import train
     from stille.video.training.card import card, device_name, facts
 
@@ -78,20 +85,27 @@ def command(
         f"{network.parameter_count:,} parameters, {flops:.2f} GFLOP per frame, on {device_name(place)}", err=True
     )
 
-    def source(seed: int, clips: int, length: int) -> Any:
-        return make_clips(clips, length, (sizes.width, sizes.height), seed, device=place)
+    helpers = max(0, min(6, (os.cpu_count() or 1) - 3)) if place.type == "cuda" else 0
+    source = Renderer((sizes.width, sizes.height), device=place, workers=helpers)
+    others = None
+    if recordings is not None:
+        from stille.video.training.recordings import Recordings
 
+        others = Recordings(recordings, (sizes.width, sizes.height))
     with share_bar("training") as show:
         result = train(
-            network, source, settings, out, device=place,
+            network, source, settings, out, device=place, recordings=others,
             on_step=lambda now: show(now.share, f"step {now.step}  {facts(now.metrics)}"),
         )  # fmt: skip
+    source.close()
     told = f"{result.step} steps, {result.pictures:,} pictures, {result.seconds:.0f} s"
     if not result.finished:
         typer.echo(f"stopped after {told}; the same command goes on from there", err=True)
         raise typer.Exit(INTERRUPTED)
     about = "clips of the warehouse generator (`stille.video.scenes`), rendered while it learned."
-    text = card(result, settings, about, device_name(place))
+    if others is not None:
+        about = f"{settings.recordings_share:.0%} of each step real recordings, the rest {about}"
+    text = card(result, settings, about, device_name(place), others.recordings if others is not None else ())
     save(result.network, out / "model", text, torch.bfloat16)
     found = "".join(f", {name.removeprefix('eval_')} {value:.3f}" for name, value in result.evaluation.items())
     typer.echo(f"{out / 'model'}: {told}{found}")
@@ -113,6 +127,8 @@ def _settings(ctx: typer.Context, file: Path | None, on_gpu: bool) -> VideoTrain
     values |= {name: ctx.params[name] for name in names if said(name)}
     if values["dtype"] == "auto":
         values["dtype"] = "bf16" if on_gpu else "fp32"
+    if ctx.params["recordings"] is not None:
+        values.setdefault("recordings_share", ctx.params["recordings_share"])
     if values.get("steps") is None and values.get("minutes") is None:
         values["minutes"] = 20.0
     return VideoTrainConfig.from_dict(values)

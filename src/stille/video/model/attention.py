@@ -31,10 +31,10 @@ class AgeBias(nn.Module):
     def forward(self, age: Tensor) -> Tensor:
         """float32 [.., heads] for ages in seconds; negative ones count as 0."""
         place = torch.log2(1 + age.clamp(min=0) / SHORTEST).float().clamp(max=BUCKETS - 1.001)
-        low = place.floor()
-        share, index = (place - low).unsqueeze(-1), low.long()
-        table = self.table.float()
-        return table[index] * (1 - share) + table[index + 1] * share
+        steps = torch.arange(BUCKETS, device=place.device, dtype=torch.float32)
+        near = (1 - (place.unsqueeze(-1) - steps).abs()).clamp(min=0)
+        with torch.autocast(place.device.type, enabled=False):
+            return near @ self.table.float()  # not table[index]: its gradient sorts all ages, and adds one by one
 
 
 class SelfAttention(nn.Module):

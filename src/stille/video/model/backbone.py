@@ -1,4 +1,4 @@
-"""From pictures to two fused feature maps, at strides 16 and 32."""
+"""From pictures to three fused feature maps, at strides 8, 16 and 32."""
 
 import torch
 from torch import Tensor, nn, relu_
@@ -48,7 +48,7 @@ class Stage(nn.Module):
 
 
 class Backbone(nn.Module):
-    """Features of pictures: p16 [B, dim, H/16, W/16] and p32 [B, dim, H/32, W/32]."""
+    """Features of pictures: p8 [B, dim, H/8, W/8], p16 and p32. The first is made of few channels: it is large."""
 
     def __init__(self, config: StilleCamConfig):
         super().__init__()
@@ -60,20 +60,24 @@ class Backbone(nn.Module):
             self.stages.append(nn.Sequential(Conv(before, width, 3, 2), Stage(width, depth)))
             before = width
         dim = config.dim
+        slim = dim // 4
+        self.side8, self.from16 = Conv(widths[1], slim, 1), Conv(dim, slim, 1)
+        self.fuse8 = nn.Sequential(Conv(slim, slim), Conv(slim, dim, 1))
         self.side16, self.side32 = Conv(widths[2], dim, 1), Conv(widths[3], dim, 1)
         self.fuse16 = Stage(dim, 1)
         self.down = Conv(dim, dim, 3, 2)
         self.fuse32 = Stage(dim, 1)
 
-    def forward(self, picture_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, picture_B3HW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = self.stem(picture_B3HW)
         maps = []
         for stage in self.stages:
             x = stage(x)
             maps.append(x)
         coarse = self.side32(maps[3])
-        fine = self.fuse16(self.side16(maps[2]) + interpolate(coarse, scale_factor=2.0, mode="nearest"))
-        return fine, self.fuse32(coarse + self.down(fine))
+        middle = self.fuse16(self.side16(maps[2]) + interpolate(coarse, scale_factor=2.0, mode="nearest"))
+        fine = self.fuse8(self.side8(maps[1]) + interpolate(self.from16(middle), scale_factor=2.0, mode="nearest"))
+        return fine, middle, self.fuse32(coarse + self.down(middle))
 
     def fold(self) -> None:
         """Take all batch norms into their convolutions."""

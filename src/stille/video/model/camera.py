@@ -135,15 +135,16 @@ class StilleCam:
                 )
         if not frames:
             return []
-        maps = [self.network.maps(self._pictures(frames[i : i + AT_ONCE])) for i in range(0, len(frames), AT_ONCE)]
-        fine, coarse = (torch.cat([pair[i] for pair in maps]) if len(maps) > 1 else maps[0][i] for i in (0, 1))
+        turns = range(0, len(frames), AT_ONCE)
+        maps = [self.network.maps(self._pictures(frames[i : i + AT_ONCE])) for i in turns]
+        features = [torch.cat(parts) if len(maps) > 1 else parts[0] for parts in zip(*maps, strict=True)]
         results: dict[int, _Result] = {}
         for turn in _turns(frames):
             at = torch.tensor(turn, device=self.device)
             rows = torch.tensor([self._row(frames[i].camera) for i in turn], device=self.device)
             time = torch.tensor([frames[i].time for i in turn], dtype=torch.float64, device=self.device)
-            objects, settled = self._step(fine[at], coarse[at], rows, time)
-            slots = self._look_at_slots(fine[at], [frames[i].camera for i in turn])
+            objects, settled = self._step([x[at] for x in features], rows, time)
+            slots = self._look_at_slots(features[1][at], [frames[i].camera for i in turn])
             for i, result in zip(turn, self._results(objects, settled, slots), strict=True):
                 results[i] = result
         return [self._seen(frame, results[i]) for i, frame in enumerate(frames)]
@@ -166,10 +167,10 @@ class StilleCam:
         ]
         return torch.stack([resized(image[None], self.config.width, self.config.height)[0] for image in images])
 
-    def _step(self, fine: Tensor, coarse: Tensor, rows_B: Tensor, time_B: Tensor) -> tuple[Objects, Settled]:
+    def _step(self, maps: Sequence[Tensor], rows_B: Tensor, time_B: Tensor) -> tuple[Objects, Settled]:
         """One frame of each of the rows' cameras; what is remembered changes."""
         net, memory, config = self.network, self.memory, self.config
-        _, _, recent, objects = net.look(fine, coarse, memory.recent(rows_B), time_B)
+        _, _, recent, objects = net.look(maps, memory.recent(rows_B), time_B)
         memory.set_recent(rows_B, recent)
         score = objects.presence_BK.sigmoid()
         shown = score >= config.shown

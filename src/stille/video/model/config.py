@@ -10,6 +10,9 @@ from stille.errors import ConfigError
 LongMemory = Literal["hsa", "dense", "window", "none"]
 LONG_MEMORIES: tuple[LongMemory, ...] = ("hsa", "dense", "window", "none")
 
+STRIDES = (8, 16, 32)
+"""Of the feature maps, the finest first."""
+
 
 @dataclass(frozen=True)
 class StilleCamConfig:
@@ -45,12 +48,12 @@ class StilleCamConfig:
     depths: tuple[int, ...] = (1, 2, 3, 2)
     dim: int = 256
     heads: int = 8
-    layers: int = 6
+    layers: int = 4
     ffn: int = 1024
     points: int = 4
     queries: int = 64
     carried: int = 32
-    carry: float = 0.2
+    carry: float = 0.3
     pooled_frames: int = 4
     pooled_side: int = 8
     object_frames: int = 16
@@ -90,9 +93,8 @@ class StilleCamConfig:
 
     @property
     def cells(self) -> int:
-        """Of the feature maps at strides 16 and 32."""
-        wide, high = self.width // 32, self.height // 32
-        return 5 * wide * high
+        """Of the feature maps at strides 8, 16 and 32."""
+        return sum((self.width // stride) * (self.height // stride) for stride in STRIDES)
 
     @property
     def leaves(self) -> int:

@@ -1,4 +1,4 @@
-"""From feature maps to objects: proposals, six layers of queries, heads; and what a camera remembers of recent frames.
+"""From feature maps to objects: proposals, layers of queries, heads; and what a camera remembers of recent frames.
 
 B cameras, Q queries, K carried ones, C width, L layers, N cells of the feature maps, F remembered frames, A attributes,
 G kinds, S slots.
@@ -7,19 +7,22 @@ G kinds, S slots.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, grid_sample, max_pool2d, softplus
+from torch.nn.functional import adaptive_avg_pool2d, grid_sample, max_pool2d
 
 from stille.video.model import boxes
 from stille.video.model.attention import MLP, AgeBias, BoxAttention, MemoryAttention, SelfAttention
-from stille.video.model.config import StilleCamConfig
+from stille.video.model.config import STRIDES, StilleCamConfig
 from stille.video.types import ATTRIBUTES, KINDS
 
-RARE, SOME = -math.log(99), -math.log(9)  # presence at the beginning: one cell in a hundred, one query in ten
+RARE = -math.log(99)  # presence at the beginning: one cell in a hundred
 NEVER = -math.inf
+SAME, HELD = 0.65, 0.5  # IoU with a better proposal, and with a carried object, from which a proposal comes last
 SLOT_GRID, SLOT_WIDTH = 5, 64
 
 
@@ -62,6 +65,16 @@ class Recent:
         """The same without its past in autograd."""
         return Recent(*(x.detach() for x in vars_of(self)))
 
+    def forgotten(self, which_B: Tensor) -> Recent:
+        """Nothing where `which_B` is true."""
+        one, two = which_B[:, None], which_B[:, None, None]
+        return replace(
+            self, score_BK=self.score_BK.masked_fill(one, 0.0),
+            pooled_time_BF=self.pooled_time_BF.masked_fill(one, NEVER),
+            object_score_BFK=self.object_score_BFK.masked_fill(two, 0.0),
+            object_time_BF=self.object_time_BF.masked_fill(one, NEVER),
+        )  # fmt: skip
+
 
 def vars_of(recent: Recent) -> list[Tensor]:
     """Its tensors, in order."""
@@ -97,35 +110,55 @@ class Found:
 
 
 class Proposals(nn.Module):
-    """A presence, a kind and a box from every cell; boxes are distances from the cell's centre, as in FCOS."""
+    """A presence, a kind and a box from every cell.
+
+    Boxes are how far their centre is from the cell's, in strides, and the logarithm of their size, as in YOLOX: a cell
+    beside a narrow object can tell its box too.
+    """
 
     def __init__(self, config: StilleCamConfig):
         super().__init__()
         self.head = MLP(config.dim, config.dim, 1 + len(KINDS) + 4)
         nn.init.constant_(self.head.down.bias[:1], RARE)
-        self.register_buffer("centre_N2", torch.cat([_centres(config, 16), _centres(config, 32)]), persistent=False)
-        reach = [
-            torch.tensor([4 * stride / config.width, 4 * stride / config.height]).expand(n, 2)
-            for stride, n in ((16, config.cells * 4 // 5), (32, config.cells // 5))
+        nn.init.constant_(self.head.down.bias[-4:-2], 0.0)
+        nn.init.constant_(self.head.down.bias[-2:], 0.7)  # two strides
+        self.register_buffer("centre_N2", torch.cat([_centres(config, s) for s in STRIDES]), persistent=False)
+        strides = [
+            torch.tensor([stride / config.width, stride / config.height]).expand(len(_centres(config, stride)), 2)
+            for stride in STRIDES
         ]
-        self.register_buffer("reach_N2", torch.cat(reach), persistent=False)
+        self.register_buffer("stride_N2", torch.cat(strides), persistent=False)
         self.centre_N2: Tensor
-        self.reach_N2: Tensor
+        self.stride_N2: Tensor
 
     def forward(self, cell_BNC: Tensor) -> Proposed:
-        presence, kind, distance = self.head(cell_BNC).float().split([1, len(KINDS), 4], -1)
-        low, high = softplus(distance).split(2, -1)
-        box = torch.cat([self.centre_N2 - low * self.reach_N2, self.centre_N2 + high * self.reach_N2], -1)
-        return Proposed(presence.squeeze(-1), kind, box)
+        presence, kind, shift, size = self.head(cell_BNC).float().split([1, len(KINDS), 2, 2], -1)
+        centre, half = self.centre_N2 + shift * self.stride_N2, size.clamp(-4, 4).exp() * self.stride_N2 / 2
+        return Proposed(presence.squeeze(-1), kind, torch.cat([centre - half, centre + half], -1))
 
-    def best(self, said: Proposed, shapes: list[tuple[int, int]], count: int) -> Tensor:
-        """[B, count] cells: peaks of presence among their neighbours, the best first."""
+    def best(
+        self, said: Proposed, shapes: list[tuple[int, int]], count: int, held_BK4: Tensor, held_BK: Tensor
+    ) -> Tensor:
+        """[B, count] cells: peaks of presence among their neighbours, the best first.
+
+        Those whose box is nearly that of a better one, or that of an object that is carried on, come last: queries
+        for the same object are slow to learn which of them is to speak.
+
+        Args:
+            held_BK4, held_BK: boxes (corners) that are carried on, and whether they are.
+        """
         peaks = []
         for logit, (high, wide) in zip(said.presence_BN.split([h * w for h, w in shapes], 1), shapes, strict=True):
             image = logit.detach().view(-1, 1, high, wide)
             peak = image == max_pool2d(image, 3, 1, 1)
             peaks.append((image - 40 * ~peak).flatten(1))
-        return torch.cat(peaks, 1).topk(count, 1).indices
+        logit, cell = torch.cat(peaks, 1).topk(min(2 * count, said.presence_BN.shape[1]), 1)
+        box = said.box_BN4.detach().gather(1, cell[..., None].expand(-1, -1, 4))
+        better = torch.ones(len(cell[0]), len(cell[0]), dtype=torch.bool, device=cell.device).triu(1)
+        double = ((boxes.iou(box[:, :, None], box[:, None]) > SAME) & better).any(1)
+        taken = ((boxes.iou(box[:, :, None], held_BK4[:, None]) > HELD) & held_BK[:, None]).any(2)
+        order = (logit - 80 * (double | taken)).topk(count, 1).indices
+        return cell.gather(1, order)
 
 
 class Layer(nn.Module):
@@ -136,7 +169,7 @@ class Layer(nn.Module):
         c, h = config.dim, config.heads
         self.norms = nn.ModuleList(nn.LayerNorm(c) for _ in range(5))
         self.objects, self.memory = SelfAttention(c, h), MemoryAttention(c, h)
-        self.picture = BoxAttention(c, h, 2, config.points)
+        self.picture = BoxAttention(c, h, len(STRIDES), config.points)
         self.think, self.correct = MLP(c, config.ffn, c), MLP(c, c, 4)
         nn.init.zeros_(self.correct.down.weight)
         nn.init.zeros_(self.correct.down.bias)
@@ -165,7 +198,8 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(c)
         self.presence, self.kind = nn.Linear(c, 1), nn.Linear(c, len(KINDS))
         self.attribute = MLP(c, c, len(ATTRIBUTES))
-        nn.init.constant_(self.presence.bias, SOME)
+        nn.init.zeros_(self.presence.bias)
+        self.trust = nn.Parameter(torch.ones(()))  # in what cells, or the frame before, say of presence
         self.remember_picture, self.remember_object = nn.Linear(c, 2 * c), nn.Linear(c, 2 * c)
         self.picture_age, self.object_age = AgeBias(config.heads), AgeBias(config.heads)
         side = (torch.arange(config.pooled_side) + 0.5) / config.pooled_side
@@ -179,20 +213,25 @@ class Decoder(nn.Module):
         return self.position(boxes.waves(box_centred, self.config.dim).to(self.carry.weight.dtype))
 
     def forward(
-        self, fine: Tensor, coarse: Tensor, recent: Recent, time_B: Tensor
+        self, features: Sequence[Tensor], recent: Recent, time_B: Tensor
     ) -> tuple[Found, Proposed, Recent, Tensor]:
         """Objects, what the cells proposed, what is remembered from now on, and the queries that it took [B, K]."""
         config = self.config
-        maps = [fine.float().contiguous(), coarse.float().contiguous()]
-        cells = torch.cat([fine.flatten(2), coarse.flatten(2)], 2).transpose(1, 2)
+        maps, coarse = [x.float().contiguous() for x in features], features[-1]
+        cells = torch.cat([x.flatten(2) for x in features], 2).transpose(1, 2)
         said = self.propose(cells)
-        best = self.propose.best(said, [tuple(m.shape[2:]) for m in maps], config.queries)  # pyright: ignore[reportArgumentType]
+        held = recent.score_BK >= config.carry
+        shapes: Any = [tuple(m.shape[2:]) for m in maps]
+        best = self.propose.best(said, shapes, config.queries, boxes.to_corners(recent.box_BK4), held)
         x = self.fresh(cells.gather(1, best[..., None].expand(-1, -1, cells.shape[2])))
         at = boxes.to_centred(said.box_BN4.detach().clamp(0, 1).gather(1, best[..., None].expand(-1, -1, 4)))
         new = config.queries - config.carried
-        held = (recent.score_BK >= config.carry)[..., None]
+        held = held[..., None]
         x = torch.cat([x[:, :new], torch.where(held, self.carry(recent.token_BKC), x[:, new:])], 1)
         box = torch.cat([at[:, :new], torch.where(held, recent.box_BK4, at[:, new:])], 1)
+        likely = said.presence_BN.detach().gather(1, best)
+        before = torch.logit(recent.score_BK, eps=1e-3)
+        likely = torch.cat([likely[:, :new], torch.where(held[..., 0], before, likely[:, new:])], 1).clamp(-6, 6)
         nowhere = torch.full_like(recent.index_BK[:, :1], -1)
         origin = torch.cat([nowhere.expand(-1, new), torch.where(held[..., 0], recent.index_BK, nowhere)], 1)
 
@@ -202,7 +241,9 @@ class Decoder(nn.Module):
             box = box.detach()
             x, box = layer(x, self.encode(box), box, maps, kv, bias)
             token = self.norm(x)
-            said_by_layer.append((self.presence(token).squeeze(-1).float(), self.kind(token).float(), box))
+            said_by_layer.append(
+                (self.presence(token).squeeze(-1).float() + self.trust * likely, self.kind(token).float(), box)
+            )
         presence, kind, box = (torch.stack(parts) for parts in zip(*said_by_layer, strict=True))
         found = Found(presence, kind, boxes.to_corners(box), self.attribute(token).float(), token, origin)
         kept = presence[-1].detach().topk(config.carried, 1).indices

@@ -29,6 +29,7 @@ class Context:
         kv_BJ2C, word_BJ: keys and values, and words; a word of -1 does not count.
         age_BQJ: seconds, or [B, 1, J].
         visible_BQJ: bool, what each object may read; None: all.
+        each: of so many objects in turn, ages and what may be read are the same: those have 1/each of the sizes.
         own_kv_BQI2C, own_word_BQI, own_age_BQI: of what each object reads alone; None: nothing.
     """
 
@@ -41,18 +42,20 @@ class Context:
         own_kv_BQI2C: Tensor | None = None,
         own_word_BQI: Tensor | None = None,
         own_age_BQI: Tensor | None = None,
+        each: int = 1,
     ):
         self.k_BJC, self.v_BJC = kv_BJ2C.unbind(2)
         self.word_BQJ, self.age_BQJ = word_BJ[:, None], age_BQJ
         self.own, self.own_word_BQI, self.own_age_BQI = own_kv_BQI2C, own_word_BQI, own_age_BQI
+        self.each = each
         counts = self.word_BQJ >= 0
-        self.counts_BQJ = counts if visible_BQJ is None else counts & visible_BQJ
+        self.counts_BQJ = counts if visible_BQJ is None else counts & _spread(visible_BQJ, each)
 
     def logits(self, q_BQC: Tensor, heads: int, age: AgeBias) -> Tensor:
         """float32 [B, h, Q, J + I]; -inf for what does not count."""
         q = split(q_BQC, heads) * (q_BQC.shape[-1] // heads) ** -0.5
         found = (q @ split(self.k_BJC.to(q.dtype), heads).transpose(2, 3)).float()
-        found = found + age(self.age_BQJ).permute(0, 3, 1, 2)
+        found = found + _spread(age(self.age_BQJ).permute(0, 3, 1, 2), self.each)
         found = found.masked_fill(~self.counts_BQJ[:, None], NEVER)
         if self.own is None:
             return found
@@ -76,6 +79,15 @@ class Context:
         """[B, Q, J + I]"""
         shared = self.word_BQJ.expand(-1, q, -1)
         return shared if self.own_word_BQI is None else torch.cat([shared, self.own_word_BQI], -1)
+
+
+def _spread(x: Tensor, each: int) -> Tensor:
+    """Every number of the last two axes `each` times along both."""
+    if each == 1:
+        return x
+    *front, q, j = x.shape
+    wide = x[..., :, None, :, None].expand(*front, q, each, j, each)
+    return wide.reshape(*front, q * each, j * each)
 
 
 class _Layer(nn.Module):

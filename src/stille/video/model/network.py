@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,16 +47,14 @@ class StilleCamNet(nn.Module):
     def parameter_count(self) -> int:
         return sum(p.numel() for p in self.parameters())
 
-    def maps(self, frame_NHW3: Tensor) -> tuple[Tensor, Tensor]:
+    def maps(self, frame_NHW3: Tensor) -> tuple[Tensor, ...]:
         """Feature maps of uint8 pictures of the model's size."""
         picture = (frame_NHW3.permute(0, 3, 1, 2).to(self.dtype) - MEAN) / SPREAD
         return self.backbone(picture)
 
-    def look(
-        self, fine: Tensor, coarse: Tensor, recent: Recent, time_B: Tensor
-    ) -> tuple[Found, Proposed, Recent, Objects]:
+    def look(self, maps: Sequence[Tensor], recent: Recent, time_B: Tensor) -> tuple[Found, Proposed, Recent, Objects]:
         """One frame of each camera."""
-        found, said, recent, kept = self.decoder(fine, coarse, recent, time_B)
+        found, said, recent, kept = self.decoder(maps, recent, time_B)
         last = found.token_BQC, found.box_LBQ4[-1], found.presence_LBQ[-1], found.kind_LBQG[-1], found.attribute_BQA
         return found, said, recent, Objects(*(_taken(x, kept) for x in last))
 

@@ -46,7 +46,8 @@ def add_hall(parts: Parts, draw: Draw, layout: Layout, above: float) -> None:
 
     half, spine, top, bottom = (one(v) for v in (layout.half_x_B, layout.spine_B, layout.top_B, layout.bottom_B))
     grey = one(draw.uniform("floor grey", 1, low=0.12, high=0.5)) * one(draw.uniform("floor tint", 3, low=0.88))
-    parts.box(frame, (0, 0, -0.1), (40, 40, 0.1), grey, FLOOR, other=grey * 0.7)
+    wide = torch.where(one(layout.outdoor_B), 200.0, 40.0)
+    parts.box(frame, (0, 0, -0.1), (wide, wide, 0.1), grey, FLOOR, other=grey * 0.7)
     wall = one(draw.uniform("wall", 1, low=0.15, high=0.75)) * one(draw.uniform("wall tint", 3, low=0.82))
     base = one(draw.uniform("skirting", 3, low=0.03, high=0.6))
     high = one(draw.uniform("hall height", low=above + 0.6, high=above + 3))
@@ -206,7 +207,7 @@ def add_figures(draw: Draw, layout: Layout, story: Story) -> list[Parts]:
     up = constant((0.0, -1.0), device).expand(b, 1, 1, 2)
     x = draw.uniform("poster x", 1, low=-0.85, high=0.85) * half
     place = torch.stack([x, top - 0.1], -1)[:, None]
-    on = draw.chance("poster", 1, 1, p=0.2)
+    on = draw.chance("poster", 1, 1, p=0.2) & ~layout.outdoor_B[:, None, None]
     poster = Parts((b, 1, 1), device)
     add_persons(poster, draw, Pose.still(place, up, on, draw.chance("p helmet", 1, 1, p=0.5), on), "poster")
     normal = torch.cat([up, torch.zeros_like(up[..., :1])], -1)

@@ -27,7 +27,8 @@ class Camera:
     Attributes:
         size: width, height in pixels.
         origin_BT3: metres; rotation_BT33: rows are the camera's axes in the hall.
-        focal_B: in pixels; bend_B: q above.
+        focal_B: in pixels, down the picture; bend_B: q above.
+        wide_B: how much wider pictures are shown than they were taken, as when 4:3 is squeezed into 16:9.
     """
 
     size: tuple[int, int]
@@ -35,6 +36,7 @@ class Camera:
     rotation_BT33: Tensor
     focal_B: Tensor
     bend_B: Tensor
+    wide_B: Tensor
 
     def at(self, frames: slice) -> Camera:
         """In some of the frames."""
@@ -45,7 +47,8 @@ class Camera:
         w, h = self.size
         x = torch.arange(w, device=self.focal_B.device) + 0.5 - w / 2
         y = torch.arange(h, device=self.focal_B.device) + 0.5 - h / 2
-        x, y = (v / self.focal_B[:, None, None] for v in (x[None, :].expand(h, w), y[:, None].expand(h, w)))
+        across, down = (self.focal_B * self.wide_B)[:, None, None], self.focal_B[:, None, None]
+        x, y = x[None, :].expand(h, w) / across, y[:, None].expand(h, w) / down
         stretch = 1 + self.bend_B[:, None, None] * (x * x + y * y)
         return torch.stack([x * stretch, y * stretch, torch.ones_like(x)], -1)
 
@@ -62,7 +65,8 @@ class Camera:
             near = near - (near * (1 + q * near * near) - far) / (1 + 3 * q * near * near)
         middle = constant((self.size[0] / 2, self.size[1] / 2), far.device)
         scale = self.focal_B[:, None, None] * near / far.clamp(min=1e-9)
-        return flat_BTX2 * torch.where(far < 1e-6, self.focal_B[:, None, None], scale)[..., None] + middle
+        scale = torch.where(far < 1e-6, self.focal_B[:, None, None], scale)
+        return flat_BTX2 * torch.stack([scale * self.wide_B[:, None, None], scale], -1) + middle
 
     def project(self, point_BTX3: Tensor) -> Tensor:
         """Pixels of points of the hall [B, T, X, 2]; nan for those behind the camera."""
@@ -110,6 +114,11 @@ def build_camera(draw: Draw, config: SceneConfig, layout: Layout, size: tuple[in
     ]
     table = torch.stack([torch.stack(place, -1) for place in places], 1)
     x, y, look_x, look_y = table.gather(1, layout.mount_B[:, None, None].expand(-1, 1, 4))[:, 0].unbind(-1)
+    # Open ground is seen from beside it, from anywhere around.
+    way, back = draw.uniform("yard way", low=-3.1416, high=3.1416), draw.uniform("yard back", low=9.0, high=27.0)
+    out, hall = layout.outdoor_B, ~layout.outdoor_B
+    x, y = x * hall + back * way.cos() * out, y * hall + back * way.sin() * out
+    look_x, look_y = look_x * hall + u * 4 * out, look_y * hall + v * 4 * out
     origin = torch.stack([x, y, height], -1)
     target = torch.stack([look_x, look_y, draw.uniform("look z", low=0.2, high=1.6)], -1)
 
@@ -131,4 +140,9 @@ def build_camera(draw: Draw, config: SceneConfig, layout: Layout, size: tuple[in
     r = torch.minimum(edge, (edge / bend.clamp(min=1e-6)) ** (1 / 3))
     for _ in range(7):
         r = r - (r * (1 + bend * r * r) - edge) / (1 + 3 * bend * r * r)
-    return Camera(size, origins, _look(origins, targets, roll), size[0] / 2 / r, bend)
+    wide = draw.uniform("wide", low=0.96, high=1.06)
+    kind = draw.uniform("wide kind")
+    wide = torch.where(
+        kind < 0.3, wide * 1.36, torch.where(kind < 0.45, draw.uniform("wide by", low=0.8, high=1.45), wide)
+    )
+    return Camera(size, origins, _look(origins, targets, roll), size[0] / 2 / r / wide, bend, wide)

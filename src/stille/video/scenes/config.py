@@ -29,6 +29,7 @@ class SceneConfig:
         rate: frames per second, drawn from this range, logarithmically.
         gap_chance, gap: chance that the second half of the frames begins later, and by how many seconds.
         irregular: share of frames that are dropped, and that are repeated, in a clip that has this trouble.
+        outdoor: chance that it is no hall but open ground, with buildings, trees and cars.
         camera_height: metres.
         field_of_view: degrees across the picture.
         layouts: first, and one after the last, of those that are used: lets some be held out.
@@ -37,17 +38,18 @@ class SceneConfig:
         ConfigError: a number outside of what makes sense.
     """
 
-    persons: int = 10
+    persons: int = 12
     forklifts: int = 3
     carts: int = 3
-    pallets: int = 28
+    pallets: int = 20
     difficulty: float = 0.5
     crowd: float = 0.15
     incident: float = 0.3
     rate: tuple[float, float] = (3.0, 15.0)
-    gap_chance: float = 0.15
+    gap_chance: float = 0.25
     gap: tuple[float, float] = (4.0, 75.0)
     irregular: float = 0.06
+    outdoor: float = 0.3
     camera_height: tuple[float, float] = (3.0, 8.0)
     field_of_view: tuple[float, float] = (50.0, 95.0)
     layouts: tuple[int, int] = (0, LAYOUTS)
@@ -58,7 +60,7 @@ class SceneConfig:
                 raise ConfigError(f"SceneConfig.{name} is {getattr(self, name)}; give 1 to 64 places")
         if not self.forklifts <= self.pallets <= 64 or self.pallets < 4:
             raise ConfigError(f"SceneConfig.pallets is {self.pallets}; give at least 4, one per forklift, at most 64")
-        for name in ("difficulty", "crowd", "incident", "gap_chance", "irregular"):
+        for name in ("difficulty", "crowd", "incident", "gap_chance", "irregular", "outdoor"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"SceneConfig.{name} is {getattr(self, name)}; expected 0 to 1")
         for name, (least, most) in _RANGES.items():
@@ -68,13 +70,13 @@ class SceneConfig:
 
     @property
     def places(self) -> int:
-        """M: persons first, then forklifts, carts, pallets."""
-        return self.persons + self.forklifts + self.carts + self.pallets
+        """M: persons on foot first, then drivers, one for each forklift, then forklifts, carts, pallets."""
+        return self.persons + 2 * self.forklifts + self.carts + self.pallets
 
     @property
     def kinds(self) -> tuple[int, ...]:
         """Number in `KINDS` of each place."""
-        return (0,) * self.persons + (1,) * self.forklifts + (3,) * self.carts + (2,) * self.pallets
+        return (0,) * (self.persons + self.forklifts) + (1,) * self.forklifts + (3,) * self.carts + (2,) * self.pallets
 
     def replace(self, **changes: object) -> SceneConfig:
         """The same with other values."""

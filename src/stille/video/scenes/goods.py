@@ -101,6 +101,7 @@ def plan_goods(draw: Draw, config: SceneConfig, layout: Layout, span_B1: Tensor)
     left_BG[:, :busy] = torch.where(mode_BF[:, :busy] == 2, left_BG[:, :busy], mode_BF[:, :busy] == 1)
     on_BP = torch.cat([torch.arange(racked, device=draw.device) < count_B1, left_BG], 1)
     on_BF = torch.arange(f, device=draw.device) < draw.integer("forklifts", 1, below=f + 1)
+    on_BF &= ~layout.outdoor_B[:, None] | draw.chance("outdoor forklifts", 1, p=0.3)
     pallet_BF = torch.where(mode_BF == 0, fetched_BF, racked + spot_BF)
     pallet_BF = torch.where((mode_BF == 2) | ~on_BF, -1, pallet_BF)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +19,8 @@ from stille.video.scenes.persons import Pose, add_persons
 from stille.video.scenes.primitives import SHADE, Frame, Parts, Primitives, join
 from stille.video.scenes.sampling import sample_times
 from stille.video.scenes.story import Story, build_story
-from stille.video.scenes.vehicles import add_carts, add_forklifts, add_pallets
+from stille.video.scenes.vehicles import add_carts, add_drivers, add_forklifts, add_pallets
+from stille.video.scenes.yard import add_yard, without_hall
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +45,22 @@ class Scenes:
 
     def clips(self, part: slice) -> Scenes:
         """Some of the clips."""
-        scenes: Scenes = _slice(self, part)
+        scenes: Scenes = sliced(self, part)
         return scenes
 
 
-def _slice(value: Any, part: slice) -> Any:
+def mapped(value: Any, turn: Callable[[Any], Any]) -> Any:
+    """A dataclass, and those in it, with its tensors (or arrays) turned into something else."""
+    values = {f.name: getattr(value, f.name) for f in fields(value)}
+    for name, inner in values.items():
+        if isinstance(inner, (Tensor, np.ndarray)):
+            values[name] = turn(inner)
+        elif is_dataclass(inner) and not isinstance(inner, SceneConfig):
+            values[name] = mapped(inner, turn)
+    return type(value)(**values)
+
+
+def sliced(value: Any, part: slice) -> Any:
     """A dataclass whose fields named `..._B...` are cut in the first dimension, and so in the dataclasses in it."""
     cut = {}
     for f in fields(value):
@@ -54,7 +68,7 @@ def _slice(value: Any, part: slice) -> Any:
         if isinstance(inner, Tensor):
             cut[f.name] = inner[part] if f.name.rpartition("_")[2].startswith("B") else inner
         elif is_dataclass(inner) and not isinstance(inner, SceneConfig):
-            cut[f.name] = _slice(inner, part)
+            cut[f.name] = sliced(inner, part)
     return type(value)(**{f.name: cut.get(f.name, getattr(value, f.name)) for f in fields(value)})
 
 
@@ -72,25 +86,31 @@ def build_scenes(seed_B: Tensor, frames: int, size: tuple[int, int], config: Sce
         return Parts((b, t, n), seed_B.device)
 
     persons, forklifts, carts = parts(config.persons), parts(config.forklifts), parts(config.carts)
-    pallets, shadows = parts(config.pallets), parts(config.places - config.pallets)
+    drivers, pallets = parts(config.forklifts), parts(config.pallets)
+    shadows = parts(config.persons + config.forklifts + config.carts)
     add_persons(persons, draw, Pose(*person_pose(story)))
+    add_drivers(drivers, draw, story)
     add_forklifts(forklifts, draw, story, now_BT)
     add_carts(carts, draw, story)
     add_pallets(pallets, draw, story)
     _add_shadows(shadows, draw, story)
-    hall, racks, decoys = parts(1, 1), parts(RACKS, 1), parts(1, 1)
+    hall, racks, decoys, yard = parts(1, 1), parts(RACKS, 1), parts(1, 1), parts(1, 1)
+    add_yard(yard, draw, layout)
     add_hall(hall, draw, layout, config.camera_height[1])
+    without_hall(hall, layout)
     add_racks(racks, draw, layout)
     add_decoys(decoys, draw, layout)
     figures = add_figures(draw, layout, story)
-    primitives = join([persons, forklifts, carts, pallets, hall, racks, decoys, *figures, shadows])
+    primitives = join([persons, drivers, forklifts, carts, pallets, hall, racks, decoys, yard, *figures, shadows])
 
     def grounded(place_BTN2: Tensor) -> Tensor:
         return torch.cat([place_BTN2, torch.zeros_like(place_BTN2[..., :1])], -1)
 
-    places = [grounded(p) for p in (story.persons.place_BTN2, story.forklifts.place_BTN2, story.cart_BTC2)]
+    trucks = story.forklifts.place_BTN2
+    places = [grounded(p) for p in (story.persons.place_BTN2, trucks, trucks, story.cart_BTC2)]
     place_BTM3 = torch.cat([*places, story.goods.place_BTP3], 2)
-    on_BM = torch.cat([story.person_on_BN, story.forklift_on_BF, story.cart_on_BC, story.goods.on_BP], 1)
+    on = story.person_on_BN, story.driver_on_BF, story.forklift_on_BF, story.cart_on_BC, story.goods.on_BP
+    on_BM = torch.cat(on, 1)
     return Scenes(config, seed_B, time_BT, moment_BT, layout, story, camera, primitives, place_BTM3, on_BM)
 
 

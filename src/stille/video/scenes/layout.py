@@ -42,6 +42,7 @@ class Layout:
         aisle_BA: x of aisles above the spine; aisle_on_BA.
         low_aisle_BA: x of those below it, or of anything in the staging area.
         floor_BG2, floor_out_BG2: places on the floor.
+        outdoor_B: whether it is open ground: no walls, few racks.
     """
 
     arrangement_B: Tensor
@@ -64,6 +65,7 @@ class Layout:
     low_aisle_BA: Tensor
     floor_BG2: Tensor
     floor_out_BG2: Tensor
+    outdoor_B: Tensor
 
 
 def _spread(count_B: Tensor, half_B: Tensor, places: int) -> tuple[Tensor, Tensor]:
@@ -106,7 +108,9 @@ def build_layout(draw: Draw, config: SceneConfig) -> Layout:
     along_B1 = along_B[:, None]
     rack_BR2 = torch.stack([torch.where(along_B1, wall_x, comb_x), torch.where(along_B1, wall_y, comb_y)], -1)
     axis_BR2 = torch.stack([along_B1.expand_as(comb_x), ~along_B1.expand_as(comb_x)], -1).float()
-    rack_on_BR = index_R < (upper_B + lower_B)[:, None]
+    outdoor_B = draw.chance("outdoor", p=config.outdoor)
+    racked_B = ~outdoor_B | draw.chance("outdoor racks", p=0.15)
+    rack_on_BR = (index_R < (upper_B + lower_B)[:, None]) & racked_B[:, None]
 
     # Slots: bay along the rack, then level.
     level_B = draw.uniform("level", low=1.7, high=2.1)
@@ -141,5 +145,5 @@ def build_layout(draw: Draw, config: SceneConfig) -> Layout:
     return Layout(
         arrangement_B, layout_B % MOUNTS, half_B, spine_B, top_B, bottom_B, staging_B, along_B,
         rack_BR2, rack_on_BR, axis_BR2, level_B, slot_BS3, each(rack_on_BR), each(out_BR2), each(room_BR),
-        up_aisle, low_aisle, floor_BG2, torch.where(stage_B11, upward, toward),
+        up_aisle, low_aisle, floor_BG2, torch.where(stage_B11, upward, toward), outdoor_B,
     )  # fmt: skip

@@ -108,8 +108,11 @@ def compress(image: Tensor, quality_B: Tensor) -> Tensor:
     basis, steps = _cosines(image.device)
     blocks = planes.reshape(b, t, 3, h // 8, 8, w // 8, 8).transpose(4, 5)
     step = (steps * quality_B[:, None, None, None]).clamp(min=1e-3)[:, None, :, None, None]
-    coded = torch.round(basis @ blocks @ basis.T / step) * step
-    luma, blue, red = (basis.T @ coded @ basis).transpose(4, 5).reshape(b, t, 3, h, w).unbind(2)
+    # Products with one matrix on the right are one large product; those on the left would be many tiny ones.
+    half = (blocks @ basis.T).transpose(-1, -2)
+    coded = torch.round(half @ basis.T / step) * step  # turned over, as are the steps, which are the same then
+    back = (coded @ basis).transpose(-1, -2) @ basis
+    luma, blue, red = back.transpose(4, 5).reshape(b, t, 3, h, w).unbind(2)
     r, bl = luma + red / 0.713, luma + blue / 0.564
     green = (luma - 0.299 * r - 0.114 * bl) / 0.587
     coded = torch.stack([r, green, bl], -1) + 128

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import fields
 from functools import lru_cache
@@ -15,13 +16,18 @@ from stille.video.scenes.camera import Camera
 from stille.video.scenes.clips import Clips
 from stille.video.scenes.config import SceneConfig
 from stille.video.scenes.draw import Draw, clip_seeds
-from stille.video.scenes.graph import Scenes, build_scenes
+from stille.video.scenes.graph import Scenes, build_scenes, sliced
 from stille.video.scenes.lens import Lens, build_lens, through_lens
 from stille.video.scenes.outline import primitive_boxes
 from stille.video.scenes.primitives import Primitives
 from stille.video.scenes.shade import Light, build_light, shade
 from stille.video.scenes.trace import Traced, trace
 from stille.video.scenes.truth import make_clips_of, seen_pixels
+
+logger = logging.getLogger(__name__)
+
+AT_ONCE = 96
+"""Pictures that a GPU shades together."""
 
 Method = Literal["torch", "triton"]
 
@@ -47,7 +53,8 @@ def make_clips(
         size: width and height.
         seed: of the batch (clip i has seed i of `clip_seeds`), or an int64 tensor [B] with one for each clip.
         method: which ray-caster; default Triton's on GPUs.
-        chunk: clips that are rendered at once, for memory; default 1 on a CPU, on a GPU as many as make 64 frames.
+        chunk: clips that are rendered at once, for memory; default 1 on a CPU, on a GPU the most that make `AT_ONCE`
+            frames and divide the batch.
         compiled: whether shading goes through `torch.compile`; default on GPUs.
 
     Raises:
@@ -64,31 +71,51 @@ def make_clips(
             f"make_clips got seeds of shape {tuple(seed_B.shape)}; expected ({batch},), one for each clip"
         )
     config = config or SceneConfig()
-    on_gpu = device.type == "cuda"
-    chunk = chunk or (max(1, 64 // frames) if on_gpu else 1)
+    # Scenes are small: on a GPU all are built at once, on a CPU one by one, so that a clip does not depend on others.
+    parts = [
+        build_scenes(seeds_C, frames, size, config) for seeds_C in seed_B.split(batch if device.type != "cpu" else 1)
+    ]
+    pieces = [render(scenes, method=method, chunk=chunk, compiled=compiled) for scenes in parts]
+    return pieces[0] if len(pieces) == 1 else _joined(pieces)
+
+
+def render(
+    scenes: Scenes, *, method: Method | None = None, chunk: int | None = None, compiled: bool | None = None
+) -> Clips:
+    """Clips of scenes, on their device; for the arguments see `make_clips`."""
+    batch, frames = scenes.time_BT.shape
+    on_gpu = scenes.seed_B.device.type == "cuda"
+    if chunk is None:  # a divisor, so that all are of one shape: another one would be compiled anew
+        fits = (i for i in range(1, batch + 1) if batch % i == 0 and i * frames <= AT_ONCE)
+        chunk = max(fits, default=1) if on_gpu else 1
     method = method or ("triton" if on_gpu else "torch")
     look = _compiled() if (on_gpu if compiled is None else compiled) else _look
-    pieces = []
-    for seeds_C in seed_B.split(chunk if device.type == "cpu" else batch):  # scenes are small: on a GPU all at once
-        scenes = build_scenes(seeds_C, frames, size, config)
-        pieces += [_render(scenes.clips(slice(i, i + chunk)), method, look) for i in range(0, len(seeds_C), chunk)]
+    box_BTP4 = primitive_boxes(scenes.primitives, scenes.camera)
+    light, lens = build_look(scenes)
+    shown, seen, own = [], [], []
+    for i in range(0, batch, chunk):
+        part = slice(i, i + chunk)
+        some = scenes.clips(part)
+        traced = _traced(some, box_BTP4[part], method)
+        seen.append(seen_pixels(traced.index_BTHW, some.primitives, some.config.places))
+        own.append(traced.own_BTM)
+        shown.append(look(some.primitives, some.camera, traced, sliced(light, part), sliced(lens, part)))
+    return make_clips_of(scenes, torch.cat(shown), box_BTP4, torch.cat(seen), torch.cat(own))
+
+
+def _joined(pieces: list[Clips]) -> Clips:
     return Clips(**{f.name: torch.cat([getattr(piece, f.name) for piece in pieces]) for f in fields(Clips)})
 
 
 _Look = Callable[[Primitives, Camera, Traced, Light, Lens], Tensor]
 
 
-def _render(scenes: Scenes, method: Method, look: _Look) -> Clips:
-    box_BTP4 = primitive_boxes(scenes.primitives, scenes.camera)
+def _traced(scenes: Scenes, box_BTP4: Tensor, method: Method) -> Traced:
     if method == "triton":
-        from stille.video.scenes.trace_triton import trace_triton
-
-        traced = trace_triton(scenes.primitives, scenes.camera, box_BTP4, scenes.config.places)
+        from stille.video.scenes.trace_triton import trace_triton as cast
     else:
-        traced = trace(scenes.primitives, scenes.camera, box_BTP4, scenes.config.places)
-    seen_BTMK = seen_pixels(traced.index_BTHW, scenes.primitives, scenes.config.places)
-    frames = look(scenes.primitives, scenes.camera, traced, *build_look(scenes))
-    return make_clips_of(scenes, frames, box_BTP4, seen_BTMK, traced.own_BTM)
+        cast = trace
+    return cast(scenes.primitives, scenes.camera, box_BTP4, scenes.config.places)
 
 
 def _look(primitives: Primitives, camera: Camera, traced: Traced, light: Light, lens: Lens) -> Tensor:
@@ -106,4 +133,16 @@ def build_look(scenes: Scenes) -> tuple[Light, Lens]:
 
 @lru_cache(maxsize=1)
 def _compiled() -> _Look:
-    return torch.compile(_look, dynamic=False)
+    """Shading in few kernels; if it does not compile, it goes on as it is, with a warning."""
+    fast: list[_Look] = [torch.compile(_look, dynamic=False)]
+
+    def look(primitives: Primitives, camera: Camera, traced: Traced, light: Light, lens: Lens) -> Tensor:
+        if fast:
+            try:
+                return fast[0](primitives, camera, traced, light, lens)
+            except Exception:
+                logger.warning("torch.compile of shading failed; going on without it", exc_info=True)
+                fast.clear()
+        return _look(primitives, camera, traced, light, lens)
+
+    return look

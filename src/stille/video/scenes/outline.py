@@ -13,7 +13,7 @@ from torch import Tensor
 from stille.video.scenes.camera import NEAR, Camera
 from stille.video.scenes.draw import constant
 from stille.video.scenes.layout import BAY_WIDTH, LEVELS, RACK_DEPTH, Layout
-from stille.video.scenes.primitives import BOX, ROUND, SHADE, TUBE, Primitives
+from stille.video.scenes.primitives import BOX, ROUND, SHADE, TUBE, Primitives, turned
 
 _CORNERS = tuple((x, y, z) for x in (-1.0, 1.0) for y in (-1.0, 1.0) for z in (-1.0, 1.0))
 
@@ -22,7 +22,7 @@ def touch_points(primitives: Primitives, camera: Camera) -> Tensor:
     """[B, T, P, 8, 2] in pixels: points of each outline between which its box lies. Nothing is behind the camera."""
     turn = camera.rotation_BT33.transpose(-1, -2)
     centre = camera.to_camera(primitives.centre_BTP3)
-    axes = primitives.axes_BTP33 @ turn[:, :, None]
+    axes = turned(primitives.axes_BTP33, turn[:, :, None, None])
     return camera.to_pixels(_flat(centre, axes, primitives).flatten(2, 3)).unflatten(2, (-1, 8))
 
 
@@ -32,7 +32,7 @@ def _flat(centre: Tensor, axes: Tensor, primitives: Primitives) -> Tensor:
     flat_shade = torch.stack([torch.ones_like(primitives.ratio_BTP), 1 + primitives.ratio_BTP,
                               torch.zeros_like(primitives.ratio_BTP)], -1)  # fmt: skip
     scale = torch.where((kind == SHADE)[:, None], flat_shade, 1.0)
-    corners = centre[..., None, :] + corner @ (axes * scale[..., None])
+    corners = centre[..., None, :] + turned(corner, (axes * scale[..., None])[..., None, :, :])
     corners = corners[..., :2] / corners[..., 2:].clamp(min=NEAR)
 
     tube = (kind == TUBE)[:, None]
@@ -42,7 +42,7 @@ def _flat(centre: Tensor, axes: Tensor, primitives: Primitives) -> Tensor:
     for end in (-1.0, 1.0):
         middle = centre + end * along
         flat = torch.stack([axes[..., 0, :], axes[..., 1, :], axes[..., 2, :] * thick], -2)
-        conic = flat.transpose(-1, -2) @ flat - middle[..., :, None] * middle[..., None, :]
+        conic = (flat[..., :, None] * flat[..., None, :]).sum(-3) - middle[..., :, None] * middle[..., None, :]
         last = conic[..., 2, 2].clamp(max=-1e-6)
         for i in (0, 1):
             mid = conic[..., i, 2] / last
@@ -66,7 +66,7 @@ def primitive_boxes(primitives: Primitives, camera: Camera) -> Tensor:
     box = torch.cat([point.amin(-2), point.amax(-2)], -1)
     depth = camera.rotation_BT33[:, :, 2]
     mid = camera.to_camera(primitives.centre_BTP3)[..., 2]
-    lean = (primitives.axes_BTP33 @ depth[:, :, None, :, None])[..., 0].abs()
+    lean = (primitives.axes_BTP33 * depth[:, :, None, None]).sum(-1).abs()
     longer = torch.ones_like(lean)
     longer[..., 2] = torch.where(primitives.kind_P == ROUND, 1 + primitives.ratio_BTP, 1.0)
     longer[..., 1] = torch.where(primitives.kind_P == SHADE, 1 + primitives.ratio_BTP, 1.0)

@@ -24,8 +24,8 @@ from stille.video.scenes.primitives import (
     Parts,
 )
 
-_FLUORESCENT = ((0.75, 1.0, 0.05), (1.0, 0.32, 0.02), (0.95, 0.95, 0.05), (1.0, 0.12, 0.08), (0.35, 1.0, 0.15))
-_HELMETS = ((0.95, 0.75, 0.05), (0.92, 0.92, 0.92), (0.05, 0.2, 0.75), (0.85, 0.08, 0.06), (0.95, 0.4, 0.03),
+FLUORESCENT = ((0.75, 1.0, 0.05), (1.0, 0.32, 0.02), (0.95, 0.95, 0.05), (1.0, 0.12, 0.08), (0.35, 1.0, 0.15))
+HELMETS = ((0.95, 0.75, 0.05), (0.92, 0.92, 0.92), (0.05, 0.2, 0.75), (0.85, 0.08, 0.06), (0.95, 0.4, 0.03),
             (0.08, 0.5, 0.15))  # fmt: skip
 _SKINS = ((0.75, 0.5, 0.38), (0.62, 0.38, 0.27), (0.42, 0.24, 0.15), (0.22, 0.12, 0.08), (0.85, 0.62, 0.5))
 _HAIR = ((0.02, 0.02, 0.02), (0.12, 0.07, 0.03), (0.35, 0.24, 0.1), (0.4, 0.4, 0.4), (0.2, 0.1, 0.05))
@@ -87,7 +87,7 @@ def _joint(a: Tensor, b: Tensor, bend: Tensor, length: Tensor) -> Tensor:
 
 
 def add_persons(parts: Parts, draw: Draw, pose: Pose, name: str = "person") -> None:
-    """27 primitives for each person; who is the same in all frames looks the same."""
+    """30 primitives for each person; who is the same in all frames looks the same."""
     n = parts.shape[2]
 
     def each(what: str, low: float, high: float) -> Tensor:
@@ -100,10 +100,12 @@ def add_persons(parts: Parts, draw: Draw, pose: Pose, name: str = "person") -> N
 
     s, wide = each("height", 1.56, 1.94), each("width", 0.88, 1.16)
     skin, hair = colour("skin", _SKINS), colour("hair", _HAIR)
-    trousers, helmet, vest = colour("trousers", _TROUSERS), colour("helmet", _HELMETS), colour("vest", _FLUORESCENT)
+    trousers, helmet, vest = colour("trousers", _TROUSERS), colour("helmet", HELMETS), colour("vest", FLUORESCENT)
     free = draw.uniform(f"{name} shirt", n, 3, low=0.02, high=0.8)[:, None] ** 1.5
-    like_vest = draw.chance(f"{name} like vest", n, p=0.3)[:, None, :, None]  # bright clothes that are no vest
-    shirt = torch.where(like_vest, colour("bright", _FLUORESCENT) * 0.85, free)
+    grey = draw.uniform(f"{name} grey", n, 1, low=0.02, high=0.4) * draw.uniform(f"{name} tinge", n, 3, low=0.75)
+    free = torch.where(draw.chance(f"{name} plain", n, p=0.4)[:, None, :, None], grey[:, None], free)
+    like_vest = draw.chance(f"{name} like vest", n, p=0.2)[:, None, :, None]  # bright clothes that are no vest
+    shirt = torch.where(like_vest, colour("bright", FLUORESCENT) * 0.85, free)
     pattern = draw.chance(f"{name} pattern", n, p=0.3)[:, None, :, None]
     second = torch.where(pattern, draw.uniform(f"{name} second", n, 3, low=0.02, high=0.7)[:, None], shirt)
     long_sleeves = draw.chance(f"{name} sleeves", n, p=0.65)[:, None, :, None]
@@ -160,6 +162,17 @@ def add_persons(parts: Parts, draw: Draw, pose: Pose, name: str = "person") -> N
 
     parts.ball(body, (-0.08 * pose.crouch, 0, hip_z), (thick * 1.05, broad * 0.97, 0.12), trousers, CLOTH, on=on)
 
+    # Coats and skirts, rucksacks, bags.
+    coat, skirt = draw.chance(f"{name} coat", n, p=0.2)[:, None], draw.chance(f"{name} skirt", n, p=0.12)[:, None]
+    parts.ball(body, (-0.1 * pose.crouch, 0, hip_z - 0.1 * s), (thick * 1.25, broad * 1.08, 0.16 * s),
+               torch.where(coat[..., None], shirt, trousers), CLOTH, on=on & (coat | skirt))  # fmt: skip
+    sack = draw.uniform(f"{name} rucksack", n, 3, low=0.02, high=0.7)[:, None]
+    parts.ball(trunk, (-thick - 0.06, 0, half * 0.25), (0.1, 0.14, 0.19), sack, PLAIN,
+               on=on & draw.chance(f"{name} has rucksack", n, p=0.15)[:, None])  # fmt: skip
+    swung = body.point(0.05, -0.27 * wide, hip_z - 0.16 * s)
+    parts.box(Frame(swung, body.x, body.y, body.z), (0, 0, 0), (0.14, 0.05, 0.11), sack * 0.8, PLAIN,
+              on=on & ~busy & draw.chance(f"{name} bag", n, p=0.12)[:, None])  # fmt: skip
+
     def shell(scale: float, shorter: float, paint: Tensor, material: int, where: Tensor, other: Tensor) -> None:
         axes = (trunk.x * (thick * scale)[..., None], trunk.y * (broad * scale)[..., None], trunk.z * 0.11 * scale)
         ratio = (half * shorter / (0.11 * scale)).clamp(min=0.01)
@@ -168,12 +181,14 @@ def add_persons(parts: Parts, draw: Draw, pose: Pose, name: str = "person") -> N
     shell(1.0, 0.85, shirt, CLOTH, on, second)
     shell(1.1, 0.82, vest, VEST, worn, vest)
     plain_band = on & draw.chance(f"{name} plain band", n, p=0.08)[:, None] & ~worn  # a stripe makes no vest
-    grey = torch.full_like(vest, 0.8)
+    silver = torch.full_like(vest, 0.8)
     for height, where in ((-0.45, worn), (0.1, worn | plain_band)):
-        parts.tube(trunk, (0, 0, half * height), (thick * 1.13, broad * 1.13, 0.032), grey, BAND, on=where, part=TORSO)
+        parts.tube(
+            trunk, (0, 0, half * height), (thick * 1.13, broad * 1.13, 0.032), silver, BAND, on=where, part=TORSO
+        )
     for side in (-0.55, 0.55):
         parts.box(
-            trunk, (0, broad * side, half * 0.3), (thick * 1.06, 0.022, half * 0.72), grey, BAND, on=worn, part=TORSO
+            trunk, (0, broad * side, half * 0.3), (thick * 1.06, 0.022, half * 0.72), silver, BAND, on=worn, part=TORSO
         )
 
     face = chest + body.z * (s * 0.135)[..., None] + body.x * (0.03 + 0.05 * pose.crouch)[..., None]

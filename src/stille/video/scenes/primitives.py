@@ -22,7 +22,26 @@ from stille.video.scenes.draw import constant
 
 BOX, ROUND, TUBE, SHADE = range(4)
 
-(PLAIN, SKIN, CLOTH, VEST, BAND, HELMET, METAL, HAZARD, WOOD, CARTON, FLOOR, WALL, LAMP, WRAP, RUBBER, MARK) = range(16)
+(
+    PLAIN,
+    SKIN,
+    CLOTH,
+    VEST,
+    BAND,
+    HELMET,
+    METAL,
+    HAZARD,
+    WOOD,
+    CARTON,
+    FLOOR,
+    WALL,
+    LAMP,
+    WRAP,
+    RUBBER,
+    MARK,
+    GRASS,
+    FACADE,
+) = range(18)
 """Materials: how light and infrared light come back, and which pattern there is (see `shade`)."""
 
 BODY, HEAD, TORSO = range(3)
@@ -56,6 +75,13 @@ class Frame(NamedTuple):
         x = torch.cat([heading_BTN2, zero], -1)
         y = torch.cat([-heading_BTN2[..., 1:], heading_BTN2[..., :1], zero], -1)
         return cls(origin, x, y, torch.cat([zero, zero, zero + 1], -1))
+
+
+def turned(vector: Tensor, matrix: Tensor) -> Tensor:
+    """Rows [.., 3] times matrices [.., 3, 3] that broadcast: elementwise, as GPUs are slow with tiny products."""
+    x, y, z = vector.unsqueeze(-1).unbind(-2)
+    one, two, three = matrix.unbind(-2)
+    return x * one + y * two + z * three
 
 
 def _times(vector: Tensor, scale: float | Tensor) -> Tensor:

@@ -14,14 +14,16 @@ from torch import Tensor
 
 from stille.video.scenes.camera import Camera
 from stille.video.scenes.config import SceneConfig
-from stille.video.scenes.draw import Draw
+from stille.video.scenes.draw import Draw, constant
 from stille.video.scenes.graph import light_angle
 from stille.video.scenes.primitives import (
     BAND,
     BOX,
     CARTON,
     CLOTH,
+    FACADE,
     FLOOR,
+    GRASS,
     HAZARD,
     HELMET,
     LAMP,
@@ -34,6 +36,7 @@ from stille.video.scenes.primitives import (
     WOOD,
     WRAP,
     Primitives,
+    turned,
 )
 from stille.video.scenes.trace import Traced
 
@@ -49,6 +52,7 @@ class Light:
         infrared_B: bool, the camera lights the scene itself and sees no colours.
         fog_B: per metre; haze_B3: its colour.
         flicker_BT: factor.
+        sky_B3: what is seen where nothing is.
     """
 
     toward_B3: Tensor
@@ -61,6 +65,7 @@ class Light:
     fog_B: Tensor
     haze_B3: Tensor
     flicker_BT: Tensor
+    sky_B3: Tensor
 
 
 def build_light(draw: Draw, config: SceneConfig, moment_BT: Tensor) -> Light:
@@ -79,10 +84,14 @@ def build_light(draw: Draw, config: SceneConfig, moment_BT: Tensor) -> Light:
     rate = draw.uniform("flicker rate", 1, low=1.5, high=40.0)
     depth = draw.uniform("flicker", 1, low=0.03, high=0.22) * draw.chance("flickers", 1, p=0.3 * hard)
     flicker = 1 + depth * torch.sin(6.2832 * (moment_BT.double() * rate)).float()
+    outdoor = draw.chance("outdoor", p=config.outdoor)  # as in the layout
+    pale = draw.uniform("sky", 1, low=0.25, high=1.1)
+    sky = pale + (1 - pale).clamp(min=0) * constant((-0.1, 0.05, 0.5), draw.device) * draw.uniform("blue sky", 1)
+    sky = torch.where(outdoor[:, None], sky, 0.06 * tint) * level[:, None].clamp(max=1.0)
     return Light(
         toward, draw.uniform("ambient", low=0.35, high=0.75), level, tint,
-        draw.uniform("pools", low=0.0, high=0.6), draw.uniform("pool pace", low=3.5, high=7.0), infrared, fog,
-        draw.uniform("haze", 1, low=0.3, high=0.8) * torch.ones_like(tint), flicker,
+        draw.uniform("pools", low=0.0, high=0.6) * ~outdoor, draw.uniform("pool pace", low=3.5, high=7.0), infrared,
+        fog, draw.uniform("haze", 1, low=0.3, high=0.8) * torch.ones_like(tint), flicker, sky,
     )  # fmt: skip
 
 
@@ -119,11 +128,11 @@ def shade(prims: Primitives, camera: Camera, traced: Traced, light: Light) -> Te
 
     hit = traced.index_BTHW >= 0
     far = torch.where(hit, traced.depth_BTHW, 30.0)
-    rays = camera.rays()[:, None] @ camera.rotation_BT33[:, :, None]
+    rays = turned(camera.rays()[:, None], camera.rotation_BT33[:, :, None, None])
     point = camera.origin_BT3[:, :, None, None] + rays * far[..., None]
     back, centre = prims.inverse()
     back, ratio = of(back), of(prims.ratio_BTP)
-    unit = ((point - of(centre))[..., None, :] @ back)[..., 0, :]
+    unit = turned(point - of(centre), back)
     kind, material = of(prims.kind_P), of(prims.material_P)
     x, y, z = unit.unbind(-1)
 
@@ -137,13 +146,13 @@ def shade(prims: Primitives, camera: Camera, traced: Traced, light: Light) -> Te
     round_ = (kind == ROUND)[..., None]
     normal = torch.where((kind == BOX)[..., None], face, torch.where(round_, smooth,
                          torch.where((z.abs() > 0.999)[..., None], lid, wall)))  # fmt: skip
-    normal = (normal[..., None, :] @ back.transpose(-1, -2))[..., 0, :]
+    normal = turned(normal, back.transpose(-1, -2))
     normal = normal / normal.norm(dim=-1, keepdim=True).clamp(min=1e-9)
 
     colour = _pattern(of(prims.colour_BTP3), of(prims.other_BTP3), material, unit, point, normal)
-    ground = (point[..., 2].abs() < 0.02) & ((material == FLOOR) | (material == MARK))
+    ground = (point[..., 2].abs() < 0.02) & ((material == FLOOR) | (material == MARK) | (material == GRASS))
     lit = illuminate(colour, material, normal, point, rays, far, torch.where(ground, traced.dark_BTHW, 0.0), light)
-    sky = 0.06 * (light.level_B[:, None] * light.tint_B3)[:, None, None, None]
+    sky = light.sky_B3[:, None, None, None]
     clear = torch.exp(-far * light.fog_B[:, None, None, None])[..., None]
     haze = (light.haze_B3 * light.level_B.clamp(max=1.0)[:, None])[:, None, None, None]
     return torch.where(hit[..., None], lit, sky * clear + haze * (1 - clear))
@@ -218,15 +227,17 @@ def _pattern(colour: Tensor, other: Tensor, material: Tensor, unit: Tensor, poin
     skirting = (material == WALL) & (pz < 1.1)
     check = (material == CLOTH) & (((z * 4).floor() + (y * 3).floor()) % 2 > 0)
     wrinkle = (material == WRAP) & (_smooth_grain(across * 9, pz * 3) > 0.6)
-    second = hazard | planks | tape | skirting | check | wrinkle
+    bricks = (material == FACADE) & upright & (((across * 0.45) % 1 < 0.62) & ((pz * 0.36 + 0.2) % 1 < 0.45))
+    blades = (material == GRASS) & (_smooth_grain(px * 23.0, py * 23.0 + pz * 31.0) > 0.55)
+    second = bricks | blades | hazard | planks | tape | skirting | check | wrinkle
     out = torch.where(second[..., None], other, colour)
     out = torch.where(label[..., None], 0.8, out)
 
     u, v = torch.where(upright, across, px), torch.where(upright, pz, py)
     fine, rough = _smooth_grain(u * 7.0, v * 7.0), _smooth_grain(u * 0.9 + 17.0, v * 0.9 + 17.0)
     ribs = torch.where((material == WALL) & upright, 0.06 * torch.sin(across * 21.0), 0.0)
-    floor = material == FLOOR
-    joint = floor & ((((px + 40) % 4.0) < 0.03) | (((py + 40) % 4.0) < 0.03))
+    floor = (material == FLOOR) | (material == GRASS)
+    joint = (material == FLOOR) & ((((px + 40) % 4.0) < 0.03) | (((py + 40) % 4.0) < 0.03))
     worn = (material == MARK) & (fine * 0.6 + rough * 0.5 > 0.72)
     strong = torch.where(floor | (material == WALL), 1.0, 0.45)
     factor = 1 + strong * (0.16 * (fine - 0.5) + 0.34 * (rough - 0.5)) + ribs - 0.35 * joint

@@ -32,6 +32,7 @@ class Story:
         loaded_BTF: bool, a pallet is on the forks.
         cart_BTC2, cart_heading_BTC2, cart_loaded_BTC: carts.
         goods: pallets and slots.
+        driver_on_BF, driver_helmet_BF, driver_vest_BF: bool, who sits on the forklifts.
     """
 
     persons: Moving
@@ -51,6 +52,9 @@ class Story:
     cart_heading_BTC2: Tensor
     cart_loaded_BTC: Tensor
     goods: Goods
+    driver_on_BF: Tensor
+    driver_helmet_BF: Tensor
+    driver_vest_BF: Tensor
 
 
 def build_story(draw: Draw, config: SceneConfig, layout: Layout, moment_BT: Tensor) -> Story:
@@ -92,22 +96,27 @@ def build_story(draw: Draw, config: SceneConfig, layout: Layout, moment_BT: Tens
     crouch_BTN = (stoop * porter_BN[:, None]).clamp(max=1)
 
     # A helmet is rarely put on or taken off; it is in the hand before, or after.
-    worn_BN = draw.chance("helmet", n, p=draw.uniform("helmets", 1, low=0.2, high=0.95))
+    fewer_B1 = torch.where(layout.outdoor_B[:, None], 0.25, 1.0)  # on open ground most are no workers
+    helmets_B1, vests_B1 = (draw.uniform(name, 1, low=0.1, high=0.95) * fewer_B1 for name in ("helmets", "vests"))
+    worn_BN = draw.chance("helmet", n, p=helmets_B1)
     changes_BN = draw.chance("helmet changes", n, p=0.06)
     change_BN = draw.uniform("helmet when", n) * span_B1
     changed_BTN = changes_BN[:, None] & (now > change_BN[:, None])
     helmet_BTN = worn_BN[:, None] ^ changed_BTN
     in_hand_BTN = ~helmet_BTN & changes_BN[:, None] & ~carrying_BTN
-    vest_BN = draw.chance("vest", n, p=draw.uniform("vests", 1, low=0.2, high=0.95))
+    vest_BN = draw.chance("vest", n, p=vests_B1)
 
     cart, heading = _carts(draw, config, layout, persons, pushing_BN, pushers)
     always = torch.ones_like(now, dtype=torch.bool)
+    f = config.forklifts
+    driver_on_BF = job.on_BF & (draw.chance("driven", f, p=0.8) | (job.pallet_BF >= 0))
     cart_on_BC = draw.chance("cart", c, p=0.55)
     cart_on_BC[:, :pushers] |= pushing_BN[:, 2 : 2 + pushers]
     return Story(
         persons, forklifts, person_on_BN, job.on_BF, cart_on_BC, fallen_BTN, crouch_BTN, carrying_BTN, helmet_BTN,
         vest_BN[:, None] & always, pushing_BN, in_hand_BTN, goods.loaded_BTF, cart, heading,
-        draw.chance("cart loaded", c, p=0.5)[:, None] & always, goods,
+        draw.chance("cart loaded", c, p=0.5)[:, None] & always, goods, driver_on_BF,
+        draw.chance("driver helmet", f, p=0.6), draw.chance("driver vest", f, p=0.6),
     )  # fmt: skip
 
 

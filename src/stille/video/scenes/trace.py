@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stille.video.scenes.camera import Camera
-from stille.video.scenes.primitives import BOX, ROUND, SHADE, Primitives
+from stille.video.scenes.primitives import BOX, ROUND, SHADE, Primitives, turned
 
 FAR = 1e6
 
@@ -89,9 +89,9 @@ def trace(primitives: Primitives, camera: Camera, box_BTP4: Tensor, objects: int
     w, h = camera.size
     b, t = camera.origin_BT3.shape[:2]
     device = camera.origin_BT3.device
-    rays = camera.rays()[:, None] @ camera.rotation_BT33[:, :, None]  # [B, T, H, W, 3]
+    rays = turned(camera.rays()[:, None], camera.rotation_BT33[:, :, None, None])  # [B, T, H, W, 3]
     back, centre = primitives.inverse()
-    origin = ((camera.origin_BT3[:, :, None] - centre)[..., None, :] @ back)[..., 0, :]
+    origin = turned(camera.origin_BT3[:, :, None] - centre, back)
     depth = torch.full((b, t, h, w), FAR, device=device)
     index = torch.full((b, t, h, w), -1, dtype=torch.int32, device=device)
     dark = torch.zeros(b, t, h, w, device=device)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stille.video.scenes.camera import Camera
 from stille.video.scenes.outline import group_boxes
-from stille.video.scenes.primitives import BOX, ROUND, SHADE, Primitives
+from stille.video.scenes.primitives import BOX, ROUND, SHADE, Primitives, turned
 from stille.video.scenes.trace import FAR, Traced
 
 _FIELDS = 16  # of a primitive: origin 3, map 9, ratio, strength, two unused
@@ -79,9 +79,9 @@ def _trace(
     row = y0 + lane // TILE_W
     inside = (column < width) & (row < height)
 
-    view = view_ptr + frame * 11
+    view = view_ptr + frame * 12
     focal = tl.load(view + 9)
-    x = (column.to(tl.float32) + 0.5 - width * 0.5) / focal
+    x = (column.to(tl.float32) + 0.5 - width * 0.5) / (focal * tl.load(view + 11))
     y = (row.to(tl.float32) + 0.5 - height * 0.5) / focal
     stretch = 1 + tl.load(view + 10) * (x * x + y * y)
     x = x * stretch
@@ -150,7 +150,7 @@ def trace_triton(primitives: Primitives, camera: Camera, box_BTP4: Tensor, objec
     b, t = camera.origin_BT3.shape[:2]
     device, n, p = camera.origin_BT3.device, b * t, primitives.count
     back, centre = primitives.inverse()
-    origin = ((camera.origin_BT3[:, :, None] - centre)[..., None, :] @ back)[..., 0, :]
+    origin = turned(camera.origin_BT3[:, :, None] - centre, back)
     strength = primitives.colour_BTP3[..., :1]
     fields = [origin, back.flatten(-2), primitives.ratio_BTP[..., None], strength, torch.zeros_like(origin[..., :2])]
     solid = torch.cat(fields, -1).reshape(n, p, _FIELDS).contiguous()
@@ -161,14 +161,15 @@ def trace_triton(primitives: Primitives, camera: Camera, box_BTP4: Tensor, objec
     def each(value_B: Tensor) -> Tensor:
         return value_B[:, None, None].expand(b, t, 1)
 
-    view = torch.cat([camera.rotation_BT33.flatten(-2), each(camera.focal_B), each(camera.bend_B)], -1)
+    lens = each(camera.focal_B), each(camera.bend_B), each(camera.wide_B)
+    view = torch.cat([camera.rotation_BT33.flatten(-2), *lens], -1)
     depth = torch.empty(b, t, h, w, device=device)
     index = torch.empty(b, t, h, w, dtype=torch.int32, device=device)
     dark = torch.empty(b, t, h, w, device=device)
     own = torch.zeros(b, t, objects, dtype=torch.int32, device=device)
     grid = (triton.cdiv(w, _TILE_W), triton.cdiv(h, _TILE_H), n)
     _trace[grid](
-        solid, box_BTP4.reshape(n, p, 4).contiguous(), group_box, view.reshape(n, 11).contiguous(),
+        solid, box_BTP4.reshape(n, p, 4).contiguous(), group_box, view.reshape(n, 12).contiguous(),
         primitives.kind_P.to(torch.int32), first, depth, index, dark, own, w, h, p, groups, objects,
         TILE_W=_TILE_W, TILE_H=_TILE_H, FIELDS=_FIELDS, num_warps=4,  # type: ignore[call-arg]
     )  # fmt: skip

@@ -15,16 +15,22 @@ from stille.video.scenes.outline import cut, group_boxes, slot_boxes
 from stille.video.scenes.primitives import HEAD, PARTS, TORSO, Primitives
 from stille.video.types import ATTRIBUTES
 
+_SPARE = 1024
 _KNOWN_PIXELS = 6  # of a head, say, before its helmet counts as visible
 
 
 def seen_pixels(index_BTHW: Tensor, prims: Primitives, objects: int) -> Tensor:
     """Pixels of each part of each object, int64 [B, T, M, PARTS], from which primitive is seen where."""
     b, t = index_BTHW.shape[:2]
-    code_P = torch.where(prims.group_P < objects, prims.group_P * PARTS + prims.part_P + 1, 0)
-    code = torch.cat([code_P.new_zeros(1), code_P])[index_BTHW.reshape(b, t, -1).long() + 1]
-    counts = torch.zeros(b, t, objects * PARTS + 1, dtype=torch.int64, device=code.device)
-    return counts.scatter_add_(2, code, torch.ones_like(code))[..., 1:].unflatten(2, (objects, PARTS))
+    bins = objects * PARTS
+    code_P = torch.where(prims.group_P < objects, prims.group_P * PARTS + prims.part_P, bins)
+    code = torch.cat([code_P.new_full((1,), bins), code_P])[index_BTHW.reshape(b, t, -1).long() + 1]
+    # Most pixels are of nothing: in one bin they would wait for each other.
+    spare = bins + torch.arange(code.shape[2], device=code.device) % _SPARE
+    code = torch.where(code < bins, code, spare)
+    counts = torch.zeros(b, t, bins + _SPARE, dtype=torch.int32, device=code.device)
+    counts.scatter_add_(2, code, torch.ones_like(code, dtype=torch.int32))
+    return counts[..., :bins].long().unflatten(2, (objects, PARTS))
 
 
 def make_clips_of(scenes: Scenes, frame_BTHW3: Tensor, box_BTP4: Tensor, seen_BTMK: Tensor, own_BTM: Tensor) -> Clips:
@@ -53,16 +59,21 @@ def make_clips_of(scenes: Scenes, frame_BTHW3: Tensor, box_BTP4: Tensor, seen_BT
     story = scenes.story
     n, f, c = config.persons, config.forklifts, config.carts
     value = torch.full((b, t, m, len(ATTRIBUTES)), torch.nan, device=device)
-    persons, trucks, carts = slice(0, n), slice(n, n + f), slice(n + f, n + f + c)
+    persons, drivers = slice(0, n), slice(n, n + f)
+    trucks, carts = slice(n + f, n + 2 * f), slice(n + 2 * f, n + 2 * f + c)
     names = {name: i for i, name in enumerate(ATTRIBUTES)}
-    head, torso = seen_BTMK[:, :, persons, HEAD], seen_BTMK[:, :, persons, TORSO]
+    head, torso = seen_BTMK[..., HEAD], seen_BTMK[..., TORSO]
     clear = visible > 0.3
 
     def fill(place: slice, name: str, truth: Tensor, known: Tensor) -> None:
         value[:, :, place, names[name]] = torch.where(known, truth.float(), torch.nan)
 
-    fill(persons, "helmet", story.helmet_BTN, head >= _KNOWN_PIXELS)
-    fill(persons, "vest", story.vest_BTN, torso >= _KNOWN_PIXELS)
+    fill(persons, "helmet", story.helmet_BTN, head[:, :, persons] >= _KNOWN_PIXELS)
+    fill(persons, "vest", story.vest_BTN, torso[:, :, persons] >= _KNOWN_PIXELS)
+    fill(drivers, "helmet", story.driver_helmet_BF[:, None], head[:, :, drivers] >= _KNOWN_PIXELS)
+    fill(drivers, "vest", story.driver_vest_BF[:, None], torso[:, :, drivers] >= _KNOWN_PIXELS)
+    for name in ("carrying", "lying"):
+        fill(drivers, name, torch.zeros_like(clear[:, :, drivers]), clear[:, :, drivers])
     fill(persons, "carrying", story.carrying_BTN, clear[:, :, persons])
     fill(persons, "lying", story.fallen_BTN > 0.6, clear[:, :, persons])
     fill(trucks, "loaded", story.loaded_BTF, clear[:, :, trucks])

@@ -6,7 +6,24 @@ import torch
 from torch import Tensor
 
 from stille.video.scenes.draw import Draw, constant
-from stille.video.scenes.primitives import CARTON, CLOTH, HELMET, LAMP, METAL, PLAIN, SKIN, WOOD, WRAP, Frame, Parts
+from stille.video.scenes.persons import FLUORESCENT, HELMETS
+from stille.video.scenes.primitives import (
+    BAND,
+    CARTON,
+    CLOTH,
+    HEAD,
+    HELMET,
+    LAMP,
+    METAL,
+    PLAIN,
+    SKIN,
+    TORSO,
+    VEST,
+    WOOD,
+    WRAP,
+    Frame,
+    Parts,
+)
 from stille.video.scenes.story import Story
 
 _PAINTS = ((0.9, 0.35, 0.02), (0.9, 0.65, 0.03), (0.65, 0.05, 0.03), (0.05, 0.3, 0.12), (0.05, 0.15, 0.5),
@@ -17,7 +34,7 @@ _DARK = (0.03, 0.03, 0.035)
 
 
 def add_forklifts(parts: Parts, draw: Draw, story: Story, moment_BT: Tensor) -> None:
-    """29 primitives each; x is forwards, the forks end at 2.3 m."""
+    """20 primitives each; x is forwards, the forks end at 2.3 m."""
     f = parts.shape[2]
     truck = story.forklifts
     frame = Frame.standing(truck.place_BTN2, truck.heading_BTN2)
@@ -44,28 +61,45 @@ def add_forklifts(parts: Parts, draw: Draw, story: Story, moment_BT: Tensor) -> 
     for x, radius in ((-0.65, 0.25), (0.5, 0.29)):
         for y in (-1.0, 1.0):
             parts.wheel(frame, (x, wide * y, radius), radius, 0.1, on)
-    # The driver is part of the machine: alone he is nobody who walks about.
-    shirt = draw.uniform("driver", f, 3, low=0.02, high=0.7)[:, None]
-    skin = draw.choice("driver skin", f, of=((0.7, 0.48, 0.36), (0.3, 0.17, 0.1), (0.55, 0.36, 0.26)))[:, None]
-    hat = draw.choice("driver hat", f, of=((0.95, 0.75, 0.05), (0.9, 0.9, 0.9), (0.03, 0.03, 0.03)))[:, None]
-    driven = on & draw.chance("driven", f, p=0.93)[:, None]
-    bright = torch.where(
-        draw.chance("driver vest", f, p=0.5)[:, None, :, None], constant((0.9, 0.5, 0.03), parts.device), shirt
-    )
-    parts.limb(frame, frame.point(-0.32, 0, 1.08), frame.point(-0.28, 0, 1.34), 0.155, bright, CLOTH, on=driven)
-    for y in (-0.19, 0.19):
-        parts.limb(
-            frame, frame.point(-0.28, y, 1.42), frame.point(-0.12, y * 1.25, 1.15), 0.055, shirt, CLOTH, on=driven
-        )
-        parts.limb(
-            frame, frame.point(-0.12, y * 1.25, 1.15), frame.point(0.2, y * 0.6, 1.2), 0.045, shirt, CLOTH, on=driven
-        )
     parts.tube(frame, (0.24, 0, 1.16), (0.15, 0.15, 0.012), _DARK, PLAIN, on=on)
-    parts.ball(frame, (-0.25, 0, 1.65), (0.1, 0.085, 0.13), skin, SKIN, on=driven)
-    parts.ball(frame, (-0.26, 0, 1.72), (0.13, 0.11, 0.1), hat, HELMET, on=driven)
     lit = (moment_BT * 1.3 % 1 < 0.5)[..., None]
     beacon = torch.where(lit[..., None], 1.0, 0.35) * constant((1.0, 0.45, 0.02), parts.device)
     parts.tube(frame, (-0.7, 0, roof + 0.09), (0.06, 0.06, 0.07), beacon, LAMP, on=on)
+
+
+def add_drivers(parts: Parts, draw: Draw, story: Story) -> None:
+    """Persons that sit on forklifts; 16 primitives each."""
+    f = parts.shape[2]
+    frame = Frame.standing(story.forklifts.place_BTN2, story.forklifts.heading_BTN2)
+    on, helmet = story.driver_on_BF[:, None], story.driver_helmet_BF[:, None]
+    vest = story.driver_vest_BF[:, None]
+    shirt, trousers = (
+        draw.uniform(f"driver {what}", f, 3, low=0.02, high=0.7)[:, None] ** 1.5 for what in ("", "legs")
+    )
+    skin = draw.choice("driver skin", f, of=((0.7, 0.48, 0.36), (0.3, 0.17, 0.1), (0.55, 0.36, 0.26)))[:, None]
+    hat = draw.choice("driver hat", f, of=HELMETS)[:, None]
+    hair = draw.choice("driver hair", f, of=((0.03, 0.03, 0.03), (0.2, 0.12, 0.06), (0.4, 0.4, 0.4)))[:, None]
+    bright = draw.choice("driver bright", f, of=FLUORESCENT)[:, None]
+
+    def limb(
+        a: tuple[float, float, float], b: tuple[float, float, float], radius: float, colour: Tensor, **more
+    ) -> None:
+        parts.limb(frame, frame.point(*a), frame.point(*b), radius, colour, CLOTH, on=on, **more)
+
+    limb((-0.34, 0, 0.98), (-0.28, 0, 1.36), 0.155, shirt, part=TORSO)
+    parts.limb(frame, frame.point(-0.335, 0, 1.0), frame.point(-0.285, 0, 1.32), 0.172, bright, VEST, on=on & vest,
+               part=TORSO)  # fmt: skip
+    for z in (1.08, 1.24):
+        parts.tube(frame, (-0.31, 0, z), (0.178, 0.178, 0.03), (0.8, 0.8, 0.8), BAND, on=on & vest, part=TORSO)
+    for y in (-0.19, 0.19):
+        limb((-0.28, y, 1.42), (-0.12, y * 1.25, 1.15), 0.055, shirt)
+        limb((-0.12, y * 1.25, 1.15), (0.2, y * 0.6, 1.2), 0.045, shirt)
+        limb((-0.34, y * 0.55, 0.9), (0.08, y * 0.7, 0.92), 0.085, trousers)
+        limb((0.08, y * 0.7, 0.92), (0.22, y * 0.7, 0.5), 0.065, trousers)
+    parts.ball(frame, (-0.25, 0, 1.65), (0.1, 0.085, 0.13), skin, SKIN, on=on, part=HEAD)
+    parts.ball(frame, (-0.265, 0, 1.69), (0.105, 0.092, 0.11), hair, PLAIN, on=on & ~helmet, part=HEAD)
+    parts.ball(frame, (-0.26, 0, 1.72), (0.135, 0.115, 0.11), hat, HELMET, on=on & helmet, part=HEAD)
+    parts.tube(frame, (-0.22, 0, 1.71), (0.16, 0.125, 0.012), hat * 0.85, HELMET, on=on & helmet, part=HEAD)
 
 
 def add_carts(parts: Parts, draw: Draw, story: Story) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,15 +14,25 @@ from stille.video.training.config import VideoTrainConfig
 from stille.video.training.loop import Result
 from stille.video.types import ATTRIBUTES, KINDS
 
+if TYPE_CHECKING:
+    from stille.video.training.recording_files import Recording
+
 LICENCE = "apache-2.0"
 
 
-def card(result: Result, config: VideoTrainConfig, source: str, device: str) -> str:
+def card(
+    result: Result, config: VideoTrainConfig, source: str, device: str, recordings: Sequence[Recording] = ()
+) -> str:
     """Text of README.md.
 
     Args:
         source: what the clips were, in a sentence.
+        recordings: real ones that were learned from.
     """
+    credits = [f"- {one.name}: {one.about.attribution} ({one.about.licence}, {one.about.source})" for one in recordings]
+    from_others = ["Apache-2.0. It learned from these recordings:", "", *credits] if credits else [
+        "Apache-2.0. No data of others went into it."
+    ]  # fmt: skip
     network, sizes = result.network, result.network.config
     flops = flops_per_frame(sizes)
     changed = {k: v for k, v in config.identity().items() if v != VideoTrainConfig(steps=1).identity()[k]}
@@ -43,8 +54,8 @@ def card(result: Result, config: VideoTrainConfig, source: str, device: str) -> 
         "on, of the same kind as those that were:", "",
         "| figure | value |", "| --- | ---: |",
         *(f"| {name.removeprefix('eval_')} | {value:.4f} |" for name, value in result.evaluation.items()),
-        "", "It was trained on synthetic pictures alone: figures on real ones are not among these.",
-        "", "## Licence", "", "Apache-2.0. No data of others went into it.",
+        "", "These clips are synthetic: figures on real pictures are not among these.",
+        "", "## Licence", "", *from_others,
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
@@ -60,7 +71,11 @@ def facts(metrics: dict[str, Any]) -> str:
         ("loss", ".2f"),
         ("presence", ".3f"),
         ("overlap", ".3f"),
+        ("proposals", ".2f"),
+        ("attribute", ".3f"),
         ("identity_known", ".0%"),
         ("identity_new", ".0%"),
+        ("identity_back", ".0%"),
+        ("pictures_per_second", ".0f"),
     ]
     return "  ".join(f"{name.replace('_', ' ')} {metrics[name]:{form}}" for name, form in shown if name in metrics)

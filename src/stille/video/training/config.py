@@ -40,6 +40,9 @@ class VideoTrainConfig:
         detect_batch, detect_frames: clips of a step there, and their length.
         batch, frames: the same once identities are learned.
         micro_batch_frames: pictures that are computed at once; more are taken in turns. 0: all.
+        repeats: how often each rendered clip is shown, every second time mirrored, with other colours.
+        recordings_share: of a step's clips, that are recordings; where there are none, none.
+        compile: the decoder by `torch.compile`; where that fails, it goes on without.
         truncate: frames after which gradients do not go further back in time.
         lr, warmup, weight_decay, clip: of AdamW; rates rise for `warmup` steps, then fall with a cosine to 1 %.
         ema: memory of the averaged weights, which are what is kept; less in the first steps.
@@ -59,21 +62,24 @@ class VideoTrainConfig:
     steps: int | None = None
     minutes: float | None = None
     detect_share: float = 0.4
-    detect_batch: int = 120
-    detect_frames: int = 6
+    detect_batch: int = 48
+    detect_frames: int = 4
     batch: int = 24
-    frames: int = 30
+    frames: int = 16
     micro_batch_frames: int = 0
-    truncate: int = 8
-    lr: float = 4e-4
-    warmup: int = 200
+    repeats: int = 2
+    recordings_share: float = 0.0
+    compile: bool = False
+    truncate: int = 5
+    lr: float = 6e-4
+    warmup: int = 300
     weight_decay: float = 0.05
     clip: float = 1.0
     ema: float = 0.998
     dtype: str = "bf16"
     visible: float = 0.15
     occlusion: float = 0.5
-    switch: float = 0.5
+    switch: float = 0.25
     gap: float = 0.5
     longest_gap: float = 120.0
     seed: int = 0
@@ -81,7 +87,7 @@ class VideoTrainConfig:
     keep: int = 2
     log_every: int = 10
     eval_every: int = 0
-    eval_clips: int = 16
+    eval_clips: int = 24
     loss: LossWeights = field(default_factory=LossWeights)
 
     def __post_init__(self) -> None:
@@ -91,10 +97,10 @@ class VideoTrainConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ConfigError(f"{name} is {value}: expected a positive number")
-        for name in ("detect_batch", "detect_frames", "batch", "frames", "truncate", "keep", "log_every"):
+        for name in ("detect_batch", "detect_frames", "batch", "frames", "truncate", "keep", "log_every", "repeats"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}: expected 1 or more")
-        for name in ("detect_share", "occlusion", "switch", "gap", "visible"):
+        for name in ("detect_share", "occlusion", "switch", "gap", "visible", "recordings_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}: expected 0 to 1")
         if not 0 <= self.ema < 1:
@@ -106,7 +112,7 @@ class VideoTrainConfig:
 
     def identity(self) -> dict[str, Any]:
         """What a resumed run must have in common with the one before; the length of the run is not part of it."""
-        free = {"steps", "minutes", "save_minutes", "keep", "log_every", "eval_every", "eval_clips"}
+        free = {"steps", "minutes", "save_minutes", "keep", "log_every", "eval_every", "eval_clips", "compile"}
         return {name: value for name, value in asdict(self).items() if name not in free}
 
     @classmethod

@@ -5,9 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import math
+import signal
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +22,16 @@ from stille.errors import ConfigError
 from stille.train import checkpoint
 from stille.train.watching import Log, Stop
 from stille.video.model import StilleCam, StilleCamNet
-from stille.video.scenes.clips import Clips
 from stille.video.training.config import VideoTrainConfig, rate
-from stille.video.training.metrics import judge, watch
+from stille.video.training.feed import Feed, Phase, Source, rows
+from stille.video.training.metrics import judge, tuned, watch, with_thresholds
 from stille.video.training.step import clip_loss
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 HELD_OUT = 1 << 40  # seeds from here on are for evaluation
-
-Source = Callable[[int, int, int], Clips]
-"""Clips for a seed, a number of clips and of frames; the same for the same seed, and other ones for every other."""
+TUNED_ON = 1 << 41  # and these for the choice of thresholds
 
 
 @dataclass(frozen=True)
@@ -68,22 +70,25 @@ def train(
     *,
     device: torch.device | str = "cpu",
     on_step: Callable[[Progress], None] | None = None,
+    recordings: Source | None = None,
 ) -> Result:
     """Train a network; in a folder that holds checkpoints of the same run, go on from the latest.
 
-    SIGINT stops after the current step and saves; a second one interrupts.
+    SIGINT and SIGTERM stop after the current step and save; a second SIGINT interrupts. What does not fit into the
+    device's memory is computed in more turns; where `torch.compile` fails, it goes on without.
 
     Args:
         network: in float32; it is taken over.
         source: where clips come from; they may lie on any device.
         out: folder of checkpoints and metrics.
         on_step: told after every step.
+        recordings: clips that are no renderings, on the CPU; a thread asks for them ahead of time.
 
     Raises:
         ConfigError: the folder holds another run.
         CheckpointError: checkpoints are there, and none can be read.
     """
-    return _Run(network, source, config, out, torch.device(device), on_step).run()
+    return _Run(network, source, config, out, torch.device(device), on_step, recordings).run()
 
 
 class _Run:
@@ -95,6 +100,7 @@ class _Run:
         out: Path,
         device: torch.device,
         on_step: Callable[[Progress], None] | None,
+        recordings: Source | None,
     ):
         self.started = time.perf_counter()
         self.network, self.source, self.config = network.to(device), source, config
@@ -105,6 +111,13 @@ class _Run:
         self.step, self.pictures, self.seconds_before, self.finished = 0, 0, 0.0, False
         self.detected_for = 0.0  # share of the run at which identities began
         self.last: dict[str, Any] = {}
+        self.told = 0.0, 0  # seconds and pictures at the last line of metrics
+        self.feed = Feed(source, recordings, config, device)
+        self.at_once = config.micro_batch_frames or math.inf  # pictures
+        self.compiled = config.compile
+        if self.compiled:
+            for layer in self.network.decoder.layers:
+                layer.compile(dynamic=False)
 
     @property
     def seconds(self) -> float:
@@ -116,16 +129,32 @@ class _Run:
         log = Log(self.out, self.step, False)
         found: dict[str, float] = {}
         try:
-            with Stop() as stop:
+            with Stop() as stop, _terminated(stop):
                 if not self.finished:
                     self._steps(stop, log)
             if self.finished:
-                found = self.evaluate()
+                found = self._judged()
                 if not done_before:
                     log.write({"step": self.step, **found})
         finally:
+            self.feed.close()
             log.close()
         return Result(self.averaged.cpu(), self.finished, self.step, self.pictures, self.seconds, found)
+
+    def _judged(self) -> dict[str, float]:
+        """Figures at the end, under the thresholds that suit best; a failure here does not cost the weights."""
+        config = self.config
+        try:
+            clips = self.source(TUNED_ON + config.seed, config.eval_clips, config.frames)
+            best = tuned(self.averaged, clips, config.visible, self.device, self._dtype())
+            self.averaged = with_thresholds(self.averaged, best)
+            return self.evaluate()
+        except Exception:
+            logger.exception("the evaluation failed; the weights are kept")
+            return {}
+
+    def _dtype(self) -> torch.dtype | None:
+        return None if self.device.type == "cuda" else torch.float32
 
     def progress(self, seconds: float) -> float:
         """Share of the run that is over, by whichever of steps and minutes is further."""
@@ -143,12 +172,15 @@ class _Run:
                 self._save()
                 return
             progress = self.progress(now)
-            facts = self._one_step(progress)
+            facts = self._tried(progress)
             self.step += 1
             longest = self.seconds - now
             if self.step % config.log_every == 0 or self.step == 1:
                 self.last = {"step": self.step, "progress": round(progress, 5), **facts()}
+                since, was = self.seconds - self.told[0], self.pictures - self.told[1]
+                self.told = self.seconds, self.pictures
                 self.last |= {"seconds": round(self.seconds, 2), "pictures": self.pictures}
+                self.last["pictures_per_second"] = round(was / max(since, 1e-9), 1)
                 log.write(self.last)
             if config.eval_every and self.step % config.eval_every == 0:
                 log.write({"step": self.step, **self.evaluate()})
@@ -158,15 +190,36 @@ class _Run:
             if self.on_step is not None:
                 self.on_step(Progress(self.step, self.progress(self.seconds), self.last))
 
+    def _tried(self, progress: float) -> Callable[[], dict[str, float]]:
+        """One update, tried again with less memory or without compiling."""
+        while True:
+            try:
+                return self._one_step(progress)
+            except torch.OutOfMemoryError:
+                _, length = phase = self._phase(progress)
+                if min(self.at_once, phase.clips * length) <= length:
+                    raise
+                self.at_once = max(length, min(self.at_once, phase.clips * length) // 2)
+                logger.warning("step %d: out of memory; now %d pictures at once", self.step, self.at_once)
+            except Exception:
+                if not self.compiled:
+                    raise
+                logger.warning("torch.compile failed; going on without it", exc_info=True)
+                self.compiled = False
+                for layer in self.network.decoder.layers:
+                    layer._compiled_call_impl = None
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
     def _one_step(self, progress: float) -> Callable[[], dict[str, float]]:
         """One update; returns what makes its metrics, which waits for the device."""
         config = self.config
-        identities = progress >= config.detect_share
-        count, length = (config.batch, config.frames) if identities else (config.detect_batch, config.detect_frames)
-        at_once = count if not config.micro_batch_frames else max(1, min(count, config.micro_batch_frames // length))
-        seed = config.seed * (1 << 20) + self.step
-        random = torch.Generator().manual_seed(seed)
-        clips = on(self.source(seed, count, length), self.device)
+        identities, phase = progress >= config.detect_share, self._phase(progress)
+        count, length = phase
+        at_once = max(1, int(min(count, self.at_once // length)))
+        random = torch.Generator().manual_seed(config.seed * (1 << 20) + self.step)
+        clips = self.feed.take(self.step, phase)
         self.network.train()
         gathered: dict[str, torch.Tensor] = {}
         for begin in range(0, count, at_once):
@@ -177,6 +230,8 @@ class _Run:
             (loss.total * share).backward()
             for name, value in {"loss": loss.total.detach(), **loss.facts}.items():
                 gathered[name] = gathered.get(name, torch.zeros((), device=self.device)) + value * share
+        if self.device.type == "cuda":
+            self.feed.ahead(self.step + 1, self._phase(self.progress(self.seconds)))
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), config.clip)
         lr = rate(config, self.step, progress)
         if bool(torch.isfinite(norm)):
@@ -190,6 +245,12 @@ class _Run:
         self.pictures += count * length
         return lambda: {name: float(x) for name, x in gathered.items()} | {"grad_norm": float(norm), "lr": lr}
 
+    def _phase(self, progress: float) -> Phase:
+        config = self.config
+        if progress < config.detect_share:
+            return Phase(config.detect_batch, config.detect_frames)
+        return Phase(config.batch, config.frames)
+
     @torch.no_grad()
     def _average(self) -> None:
         keep = min(self.config.ema, (1 + self.step) / (10 + self.step))
@@ -200,9 +261,7 @@ class _Run:
     def evaluate(self) -> dict[str, float]:
         """Figures of the averaged weights on clips that are never trained on, streamed frame by frame."""
         config = self.config
-        cam = StilleCam(
-            copy.deepcopy(self.averaged), self.device, None if self.device.type == "cuda" else torch.float32
-        )
+        cam = StilleCam(copy.deepcopy(self.averaged), self.device, self._dtype())
         clips = self.source(HELD_OUT + config.seed, config.eval_clips, config.frames)
         return {f"eval_{name}": value for name, value in judge(watch(cam, clips), clips, config.visible).items()}
 
@@ -221,7 +280,7 @@ class _Run:
                 "settings to go on, or another folder."
             )
         self.step, self.pictures, self.finished = state["step"], state["pictures"], state["finished"]
-        self.seconds_before = state["seconds"]
+        self.seconds_before, self.told = state["seconds"], (state["seconds"], state["pictures"])
         self.network.load_state_dict(state["network"])
         self.averaged.load_state_dict(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -230,14 +289,21 @@ class _Run:
         logger.info("going on from step %d in %s", self.step, self.out)
 
 
-def on(clips: Clips, device: torch.device) -> Clips:
-    """The same on a device."""
-    return Clips(*(getattr(clips, field.name).to(device, non_blocking=True) for field in fields(clips)))
+@contextmanager
+def _terminated(stop: Stop) -> Iterator[None]:
+    """SIGTERM asks to stop as well, where signals are ours to take."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
+    def ask(*_: Any) -> None:
+        stop.asked = True
 
-def rows(clips: Clips, which: slice) -> Clips:
-    """Some of the clips."""
-    return Clips(*(getattr(clips, field.name)[which] for field in fields(clips)))
+    before = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _optimizer(network: StilleCamNet, config: VideoTrainConfig, device: torch.device) -> torch.optim.AdamW:

@@ -17,7 +17,9 @@ from stille.video.model.decoder import Found, Proposed
 from stille.video.scenes.clips import Clips
 from stille.video.training.config import LossWeights
 
-CORE = 1.5  # strides around an object's centre in which cells are to see it
+CORE = 1.0  # strides around an object's centre in which cells are to see it
+SMALLEST = 0.02  # of the picture's height; less is neither asked for nor forbidden
+SMALL, LARGE = 2.5, 10.0  # strides that the longer side of an object has in a map that it belongs to
 IGNORED = 0.5  # IoU with something barely visible from which a query may say what it likes
 
 
@@ -35,7 +37,8 @@ class Truth:
     @classmethod
     def of(cls, clips: Clips, visible: float) -> Truth:
         there = (clips.kind_BM >= 0)[:, None] & (clips.visible_BTM > 0) & (boxes.area(clips.box_BTM4) > 0)
-        present = there & (clips.visible_BTM >= visible)
+        tall = clips.box_BTM4[..., 3] - clips.box_BTM4[..., 1] >= SMALLEST
+        present = there & (clips.visible_BTM >= visible) & tall
         return cls(present, there & ~present, clips.kind_BM, clips.box_BTM4, clips.attribute_BTMA)
 
 
@@ -84,34 +87,34 @@ def object_losses(found: Said, truth: Truth, query_BTM: Tensor, weights: LossWei
 
     def of_objects(x_LBTQ: Tensor) -> Tensor:
         wide = index[None, ..., None].expand(len(x_LBTQ), *index.shape, x_LBTQ.shape[-1])
-        return x_LBTQ.gather(3, wide)[present.expand(len(x_LBTQ), *present.shape)]
+        return x_LBTQ.gather(3, wide)
 
-    box, want = of_objects(found.box_LBTQ4), truth.box_BTM4[present].repeat(layers, 1)
-    kind = truth.kind_BM[:, None].expand_as(present)[present].repeat(layers)
-    parts |= _boxes(box, want, count, weights)
-    parts["kind"] = weights.kind * cross_entropy(of_objects(found.kind_LBTQG), kind, reduction="sum") / count
-    known = truth.attribute_BTMA[present]
-    sure = ~known.isnan()
+    # What is not there counts nothing, rather than being left out: picking by a mask would wait for the device.
+    parts |= _boxes(of_objects(found.box_LBTQ4), truth.box_BTM4[None], present[None], count, weights)
+    kind = truth.kind_BM[:, None].clamp(min=0).expand(layers, *present.shape)
+    parts["kind"] = weights.kind * _kinds(of_objects(found.kind_LBTQG), kind, present, count)
+    known = truth.attribute_BTMA
+    sure = ~known.isnan() & present[..., None]
     said = binary_cross_entropy_with_logits(
-        of_objects(found.attribute_BTQA[None]), known.nan_to_num(), reduction="none"
+        of_objects(found.attribute_BTQA[None])[0], known.nan_to_num(), reduction="none"
     )
     parts["attribute"] = weights.attribute * (said * sure).sum() / sure.sum().clamp(min=1)
     return parts
 
 
-def proposal_losses(said: Proposed, truth: Truth, centre_N2: Tensor, reach_N2: Tensor, weights: LossWeights) -> Tensor:
+def proposal_losses(said: Proposed, truth: Truth, centre_N2: Tensor, stride_N2: Tensor, weights: LossWeights) -> Tensor:
     """Cells near an object's centre are to see it, the smallest if there are several; `said` has B*T in front.
 
-    Small objects belong to the fine map, large ones to the coarse one, those between to both.
+    Objects belong to the maps in whose strides they are neither small nor large, some of them to two.
     """
     box, present = truth.box_BTM4.flatten(0, 1), truth.present_BTM.flatten(0, 1)
     kind = truth.kind_BM[:, None].expand_as(truth.present_BTM).flatten(0, 1)
     centred = boxes.to_centred(box)
-    stride = reach_N2 / 4
+    stride = stride_N2
     off = ((centre_N2[:, None] - centred[:, None, :, :2]) / stride[:, None]).abs().amax(-1)  # [BT, N, M]
     side = (centred[:, None, :, 2:] / stride[:, None]).amax(-1)  # in strides of the cell's map
-    fine = (stride[:, 0] < stride[:, 0].amax())[:, None]
-    fits = torch.where(fine, side < 8, side > 2)
+    finest, coarsest = ((stride[:, 0] == end)[:, None] for end in (stride[:, 0].amin(), stride[:, 0].amax()))
+    fits = ((side < LARGE) | coarsest) & ((side > SMALL) | finest)
     inside = (off < CORE) & fits & present[:, None]
     size = boxes.area(box)[:, None].masked_fill(~inside, torch.inf)
     smallest, owner = size.min(-1)
@@ -120,10 +123,10 @@ def proposal_losses(said: Proposed, truth: Truth, centre_N2: Tensor, reach_N2: T
     counted = hot | ~shadow.any(-1)
     count = hot.sum().clamp(min=1)
     loss = weights.presence * (focal(said.presence_BN, hot.float(), 0.25, 2.0) * counted).sum() / count
-    want = box.gather(1, owner[..., None].expand(-1, -1, 4))[hot]
-    loss = loss + sum(_boxes(said.box_BN4[hot], want, count, weights).values())
-    kinds = kind.gather(1, owner)[hot]
-    return weights.proposals * (loss + weights.kind * cross_entropy(said.kind_BNG[hot], kinds, reduction="sum") / count)
+    want = box.gather(1, owner[..., None].expand(-1, -1, 4))
+    loss = loss + sum(_boxes(said.box_BN4, want, hot, count, weights).values())
+    kinds = kind.clamp(min=0).gather(1, owner)
+    return weights.proposals * (loss + weights.kind * _kinds(said.kind_BNG, kinds, hot, count))
 
 
 def slot_loss(logit_BTS: Tensor, occupied_BTS: Tensor, weights: LossWeights) -> Tensor:
@@ -133,7 +136,12 @@ def slot_loss(logit_BTS: Tensor, occupied_BTS: Tensor, weights: LossWeights) -> 
     return weights.slot * (each * sure).sum() / sure.sum().clamp(min=1)
 
 
-def _boxes(box: Tensor, want: Tensor, count: Tensor, weights: LossWeights) -> dict[str, Tensor]:
-    distance = (boxes.to_centred(box) - boxes.to_centred(want)).abs().sum()
-    overlap = (1 - boxes.giou(box, want)).sum()
+def _boxes(box: Tensor, want: Tensor, there: Tensor, count: Tensor, weights: LossWeights) -> dict[str, Tensor]:
+    distance = ((boxes.to_centred(box) - boxes.to_centred(want)).abs() * there[..., None]).sum()
+    overlap = ((1 - boxes.giou(box, want)) * there).sum()
     return {"distance": weights.distance * distance / count, "overlap": weights.overlap * overlap / count}
+
+
+def _kinds(logit: Tensor, kind: Tensor, there: Tensor, count: Tensor) -> Tensor:
+    each = cross_entropy(logit.flatten(0, -2), kind.flatten(), reduction="none").view(kind.shape)
+    return (each * there).sum() / count

@@ -19,6 +19,10 @@ from torch.nn.functional import cross_entropy
 
 from stille.video.model.identity import Context, IdentityDecoder
 from stille.video.training.config import VideoTrainConfig
+from stille.video.types import KINDS
+
+OTHERS = 0.3
+"""What an object weighs that is no person."""
 
 
 @dataclass(slots=True)
@@ -28,7 +32,8 @@ class Damage:
         hidden_BTM: bool, as if the object had not been seen.
         source_BTM: whose looks a past object has, itself or another one of its frame.
         word_BM: of each object; from the number of words on, it has none.
-        cut_B: first frame of the second part; gap_B: seconds before it, 0 for none.
+        cut_B: first frame of the second part; gap_B: seconds before it, 0 for none; mirror_B: whether what moves is
+            then elsewhere.
     """
 
     hidden_BTM: Tensor
@@ -36,10 +41,24 @@ class Damage:
     word_BM: Tensor
     cut_B: Tensor
     gap_B: Tensor
+    mirror_B: Tensor
 
 
-def damage(present_BTM: Tensor, words: int, config: VideoTrainConfig, random: torch.Generator) -> Damage:
-    """Draw what happens to the trajectories of a batch, on the CPU."""
+def draw_gaps(clips: int, frames: int, config: VideoTrainConfig, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """`cut_B` and `gap_B` of `Damage`, on the CPU."""
+    cut = 1 + (torch.rand(clips, generator=random) * max(1, frames - 1)).floor().long()
+    gap = torch.exp(torch.rand(clips, generator=random) * math.log(config.longest_gap))
+    return cut, gap * (torch.rand(clips, generator=random) < config.gap)
+
+
+def damage(
+    present_BTM: Tensor,
+    words: int,
+    config: VideoTrainConfig,
+    random: torch.Generator,
+    gaps: tuple[Tensor, Tensor] | None = None,
+) -> Damage:
+    """Draw what happens to the trajectories of a batch, on the CPU; `gaps` are drawn too if they are not given."""
     present = present_BTM.cpu()
     b, t, m = present.shape
 
@@ -57,38 +76,49 @@ def damage(present_BTM: Tensor, words: int, config: VideoTrainConfig, random: to
     rank = (rand(b, m) + ~present.any(1)).argsort(-1).argsort(-1)  # those that are ever seen come first
     spare = torch.arange(words, max(words, m)).expand(b, -1)
     word = torch.cat([rand(b, words).argsort(-1), spare], 1).gather(1, rank)
-    cut = 1 + (rand(b) * max(1, t - 1)).floor().long()
-    gap = torch.exp(rand(b) * math.log(config.longest_gap)) * (rand(b) < config.gap)
-    return Damage(hidden, source, word, cut, gap)
+    cut, gap = draw_gaps(b, t, config, random) if gaps is None else gaps
+    return Damage(hidden, source, word, cut, gap, rand(b) < 0.75)
 
 
 @dataclass(slots=True)
 class Judged:
-    """The loss, and how many objects were asked for and named rightly: of those known before, and of new ones."""
+    """The loss, and how many persons were asked for and named rightly: of those known before, of new ones, and of
+    those known before that come after a gap that was made up."""
 
     loss: Tensor
     known: Tensor
     known_right: Tensor
     new: Tensor
     new_right: Tensor
+    back: Tensor
+    back_right: Tensor
 
 
 def identity_loss(
-    decoder: IdentityDecoder, token_BTMC: Tensor, box_BTM4: Tensor, present_BTM: Tensor, time_BT: Tensor, how: Damage
+    decoder: IdentityDecoder,
+    token_BTMC: Tensor,
+    box_BTM4: Tensor,
+    present_BTM: Tensor,
+    kind_BM: Tensor,
+    time_BT: Tensor,
+    how: Damage,
 ) -> Judged:
     """Cross-entropy over words and "new", of every object in every frame; boxes are corners.
 
-    Objects whose number in the clip exceeds the words are left out.
+    Objects whose number in the clip exceeds the words are left out. Persons weigh most: what stands where it stood is
+    easily known again, and there is much of it.
     """
     b, t, m, c = token_BTMC.shape
     device = token_BTMC.device
-    hidden, source, word, cut, gap = (
-        x.to(device) for x in (how.hidden_BTM, how.source_BTM, how.word_BM, how.cut_B, how.gap_B)
+    hidden, source, word, cut, gap, mirror = (
+        x.to(device, non_blocking=True)
+        for x in (how.hidden_BTM, how.source_BTM, how.word_BM, how.cut_B, how.gap_B, how.mirror_B)
     )
     seen = present_BTM & ~hidden & (word < decoder.words)[:, None]
     later = torch.arange(t, device=device)[None] >= cut[:, None]
     time = time_BT.double() + gap[:, None] * later
-    far = ((gap > 0)[:, None] & later)[:, :, None, None]
+    moves = (kind_BM == KINDS.index("person")) | (kind_BM == KINDS.index("forklift"))
+    far = (((gap > 0) & mirror)[:, None] & later)[:, :, None, None] & moves[:, None, :, None]
     mirrored = torch.stack([1 - box_BTM4[..., 2], box_BTM4[..., 1], 1 - box_BTM4[..., 0], box_BTM4[..., 3]], -1)
     box = torch.where(far, mirrored, box_BTM4)
 
@@ -98,18 +128,23 @@ def identity_loss(
     there = seen.flatten(1)
     words = torch.where(there, word[:, None].expand(b, t, m).flatten(1), -1)
     kv = decoder.remember(past, past_at, words)
-    when = time[:, :, None].expand(b, t, m).flatten(1)
+    age = (time[:, :, None] - time[:, None]).clamp(min=0)
+    before = torch.ones(t, t, dtype=torch.bool, device=device).tril(-1)
+    context = Context(kv, words, age, before.expand(b, -1, -1), each=m)
     frame = torch.arange(t, device=device).repeat_interleave(m)
-    age = (when[:, :, None] - when[:, None]).clamp(min=0)
-    before = frame[:, None] > frame[None]
-    context = Context(kv, words, age, before.expand(b, -1, -1))
     here = (frame[:, None] == frame[None])[None, None] & there[:, None, None]
     here = here | torch.eye(t * m, dtype=torch.bool, device=device)
     logits = decoder(x.flatten(1, 2), position.flatten(1, 2), context, here)
 
     met = (seen.cumsum(1) - seen.long() > 0).flatten(1)
-    label = torch.where(met, words, decoder.words)
-    asked, label = logits[there], label[there]
-    loss = cross_entropy(asked, label, reduction="sum") / there.sum().clamp(min=1)
-    right, old = asked.detach().argmax(-1) == label, label < decoder.words
-    return Judged(loss, old.sum(), (right & old).sum(), (~old).sum(), (right & ~old).sum())
+    label = torch.where(met & there, words, decoder.words)
+    # A word that nothing has that may be read has no logit: damage may leave an object without its own past.
+    known = torch.where(logits > -torch.inf, logits, -1e4)
+    each = cross_entropy(known.flatten(0, 1), label.flatten(), reduction="none").view(b, -1).clamp(max=50.0)
+    person = kind_BM == KINDS.index("person")
+    weight = torch.where(person, 1.0, OTHERS)[:, None].expand(b, t, m).flatten(1) * there
+    loss = (each * weight).sum() / weight.sum().clamp(min=1e-6)
+    right, old = known.detach().argmax(-1) == label, label < decoder.words
+    asked = there & person[:, None].expand(b, t, m).flatten(1)
+    back = old & (later & (gap > 0)[:, None])[:, :, None].expand(b, t, m).flatten(1)
+    return Judged(loss, *((asked & x).sum() for x in (old, old & right, ~old, ~old & right, back, back & right)))
