@@ -1,10 +1,12 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stille.errors import ConfigError
-from stille.evals.tracking import Tracks, iou, read_mot, score_tracking
+from stille.evals.tracking import Tracks, combined, compare, iou, read_mot, score_tracking
 
 corners = st.lists(st.integers(0, 50), min_size=4, max_size=4).map(
     lambda v: [v[0], v[1], v[0] + v[2] + 1, v[1] + v[3] + 1]
@@ -56,6 +58,14 @@ class TestScores:
         assert score.mota == pytest.approx(100 * (1 - 3 / 40))
         assert (score.identities, score.found_identities) == (2, 4)
         assert score.idf1 < 80 < score.det_a
+
+    def test_sequences_are_added_up_and_identities_are_theirs_alone(self):
+        nothing = [Tracks(np.zeros((0, 4)), np.zeros(0, np.int64))] * 4
+        one, other, none = compare(two(20), two(20)), compare(two(4), nothing), compare(nothing, two(4))
+        score = combined([one, other, none])
+        assert (score.truths, score.missed, score.false_positives, score.identities) == (48, 8, 8, 4)
+        assert score.idf1 == pytest.approx(100 * 2 * 40 / (48 + 48))
+        assert combined([one, one]) == dataclasses.replace(combined([one]), truths=80, identities=4, found_identities=4)
 
     def test_nothing_found(self):
         nothing = [Tracks(np.zeros((0, 4)), np.zeros(0, np.int64))] * 4

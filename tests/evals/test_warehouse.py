@@ -9,12 +9,15 @@ import pytest
 
 from stille.errors import ConfigError
 from stille.evals.warehouse import incidents, meshes, paint, warehouse
+from stille.evals.warehouse.codec import still
+from stille.evals.warehouse.gaps import gaps
 from stille.evals.warehouse.geometry import Camera, inside, seen_polygon
 from stille.evals.warehouse.incidents import DWELL, NEAR_M
 from stille.evals.warehouse.layout import layout
 from stille.evals.warehouse.rules_file import CAMERA, floor_points, rules_yaml
 from stille.evals.warehouse.sealed import COMMITMENT, DEVELOPMENT, LOWEST, commit, digest, open_sealed
-from stille.evals.warehouse.stream import ATTRIBUTES, FrameTruth
+from stille.evals.warehouse.story import story
+from stille.evals.warehouse.stream import ATTRIBUTES, FrameTruth, Painter
 from stille.video import types
 from stille.video.rules import load_rules
 
@@ -187,3 +190,32 @@ def test_bad_arguments_are_refused() -> None:
         warehouse(0, 10, 1.0, start=3595.0)
     with pytest.raises(ConfigError, match="even"):
         warehouse(0, 10, 1.0, (321, 176))
+
+
+def test_truth_without_a_picture_is_the_same_and_order_does_not_matter() -> None:
+    told = story(SEED, SIZE)
+    one, other = Painter(told, SIZE), Painter(told, SIZE)
+    later, earlier = one.frame(1, 31.0), one.frame(0, 30.8)
+    for (image, truth), index, second in ((earlier, 0, 30.8), (later, 1, 31.0)):
+        again, alone = other.frame(index, second), other.truth(index, second)
+        assert np.array_equal(image, again[0])
+        for found in (again[1], alone):
+            for name in ("box_N4", "visible_N", "identity_N", "attribute_NA", "place_N2", "number_HW"):
+                assert np.array_equal(getattr(truth, name), getattr(found, name), equal_nan=True), name
+            assert truth.slots == found.slots
+    coarse = still(later[0], 0.35)
+    assert coarse.shape == later[0].shape
+    assert 0 < np.abs(coarse.astype(int) - later[0]).mean() < 12
+
+
+def test_who_leaves_for_a_minute_comes_back_as_the_same_among_others() -> None:
+    told, away = gaps(SEED, SIZE)
+    assert len(away) == 3
+    painter = Painter(told, SIZE)
+    for gap in away:
+        assert 60 <= gap.back - gap.left <= 90
+        before, during, after = (painter.truth(0, s) for s in (gap.left - 4, gap.left + 30, gap.back + 6))
+        assert gap.identity not in during.identity_N
+        for truth in (before, after):
+            assert gap.identity in truth.identity_N
+        assert (during.kind_N == 0).sum() >= 8

@@ -175,6 +175,37 @@ def test_lying_lane_and_schedule():
     assert [(one.rule, one.state) for one in late if one.rule == "late"] == [("late", "open")]
 
 
+def test_a_driver_is_nobody_in_the_lane_until_they_get_off_and_who_walks_up_is_somebody():
+    rule = "id: lane, type: person_in_lane, zones: [left]"
+
+    def truck(t: float) -> Thing:
+        """Comes in, turns on the spot (its outline widens, its middle sways), stands."""
+        turning = 1 <= t < 3
+        x = 0.05 + 0.2 * min(t, 1.0) + (0.02 * np.sin(4 * t) if turning else 0)
+        return Thing(1, float(x), 0.6, "forklift", width=0.2 if turning else 0.14, height=0.3)
+
+    def rider(t: float) -> Thing:
+        return Thing(2, 0.05 + 0.2 * min(t, 1.0), 0.55)
+
+    assert run(Engine(rules(rule)), 12, lambda t: [truck(t), rider(t)]) == []
+    off = run(Engine(rules(rule)), 12, lambda t: [truck(t), replace(rider(t), y=0.55 + 0.1 * max(0, min(t - 6, 3)))])
+    assert [one.began - START > 6 for one in off if one.state == "open" and one.revision == 0] == [True]
+
+    # Somebody walks up and stands behind it.
+    up = run(Engine(rules(rule)), 8, lambda t: [truck(5), Thing(3, max(0.45 - 0.1 * t, 0.25), 0.5)])
+    assert [one.identities for one in up if one.revision == 0] == [(3,)]
+    assert up[-1].state == "open"
+
+
+def test_things_stand_where_the_middle_of_their_base_is():
+    rule = "id: exit, type: blocked, zones: [upper], kinds: [cart, person], dwell: 1"
+    upper = "  - {name: upper, camera: cam, points: [[0, 0], [1, 0], [1, 0.5], [0, 0.5]]}\n"
+    engine = Engine(parse_rules(BASE.replace("lines:\n", upper + "lines:\n") + "  - {" + rule + "}"))
+    low = run(engine, 4, lambda t: [Thing(1, 0.3, 0.51)])
+    cart = run(engine, 4, lambda t: [Thing(2, 0.3, 0.51, "cart")], start=10)
+    assert (low, [one.identities for one in cart if one.revision == 0]) == ([], [(2,)])
+
+
 def test_speed_and_near_miss_by_the_floor():
     engine = Engine(
         rules(

@@ -1,4 +1,4 @@
-"""Tracking quality of one sequence: HOTA, IDF1, MOTA and what they count, by TrackEval.
+"""Tracking quality of sequences: HOTA, IDF1, MOTA and what they count, by TrackEval.
 
 HOTA: Luiten et al., 2009.07736; IDF1: Ristani et al., 1609.01775; MOTA (CLEAR): Bernardin and Stiefelhagen 2008.
 Shapes: N truths and M finds of a frame.
@@ -11,6 +11,7 @@ import importlib
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -52,6 +53,18 @@ class TrackingScore:
     found_identities: int
 
 
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What TrackEval counted in one sequence."""
+
+    hota: dict[str, Any]
+    clear: dict[str, Any]
+    identity: dict[str, Any]
+    truths: int
+    identities: int
+    found_identities: int
+
+
 def score_tracking(truth: Sequence[Tracks], found: Sequence[Tracks]) -> TrackingScore:
     """Compares frame by frame; boxes match from an IoU of 0.5 (HOTA: over 19 thresholds).
 
@@ -59,12 +72,16 @@ def score_tracking(truth: Sequence[Tracks], found: Sequence[Tracks]) -> Tracking
         ConfigError: other numbers of frames, no truth at all, or an identity twice in a frame.
         UnsupportedError: TrackEval is not installed.
     """
-    try:
-        metrics = importlib.import_module(
-            "trackeval.metrics"
-        )  # by name: it is in no extra, see benchmarks/video_pets.py
-    except ImportError as error:
-        raise UnsupportedError("tracking scores need TrackEval: pip install 'trackeval>=1.3,<2'") from error
+    return combined([compare(truth, found)])
+
+
+def compare(truth: Sequence[Tracks], found: Sequence[Tracks]) -> Compared:
+    """Counts one sequence, of which `combined` makes a score. It may be without any truth.
+
+    Raises:
+        ConfigError: other numbers of frames, or an identity twice in a frame.
+        UnsupportedError: TrackEval is not installed.
+    """
     if len(truth) != len(found):
         raise ConfigError(f"{len(truth)} frames of truth and {len(found)} of what was found; give the same frames")
     data = {
@@ -76,12 +93,26 @@ def score_tracking(truth: Sequence[Tracks], found: Sequence[Tracks]) -> Tracking
         data[f"{side}_ids"] = [np.searchsorted(names, frame.identity_N) for frame in frames]
         data[f"num_{side}_ids"] = len(names)
         data[f"num_{side}_dets"] = sum(len(frame.identity_N) for frame in frames)
-    if not data["num_gt_dets"]:
+    hota, clear, identity = (metric.eval_sequence(data) for metric in _metrics())
+    return Compared(hota, clear, identity, data["num_gt_dets"], data["num_gt_ids"], data["num_tracker_ids"])
+
+
+def combined(sequences: Sequence[Compared]) -> TrackingScore:
+    """One score of several sequences: their counts are added up, as TrackEval does over sequences.
+
+    Raises:
+        ConfigError: no truth in any of them.
+        UnsupportedError: TrackEval is not installed.
+    """
+    truths, identities, found_identities = (
+        sum(getattr(one, name) for one in sequences) for name in ("truths", "identities", "found_identities")
+    )
+    if not truths:
         raise ConfigError("the truth has no object in any frame: nothing can be scored")
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints its settings
-        settings = {"PRINT_CONFIG": False}
-        sides = (metrics.HOTA(), metrics.CLEAR(settings), metrics.Identity(settings))
-        hota, clear, identity = (side.eval_sequence(data) for side in sides)
+    hota, clear, identity = (
+        metric.combine_sequences({str(i): getattr(one, name) for i, one in enumerate(sequences)})
+        for metric, name in zip(_metrics(), ("hota", "clear", "identity"), strict=True)
+    )
     return TrackingScore(
         hota=100 * float(np.mean(hota["HOTA"])),
         det_a=100 * float(np.mean(hota["DetA"])),
@@ -91,10 +122,21 @@ def score_tracking(truth: Sequence[Tracks], found: Sequence[Tracks]) -> Tracking
         switches=int(clear["IDSW"]),
         false_positives=int(clear["CLR_FP"]),
         missed=int(clear["CLR_FN"]),
-        truths=data["num_gt_dets"],
-        identities=data["num_gt_ids"],
-        found_identities=data["num_tracker_ids"],
+        truths=truths,
+        identities=identities,
+        found_identities=found_identities,
     )
+
+
+def _metrics() -> tuple[Any, Any, Any]:
+    """HOTA, CLEAR and Identity of TrackEval, which is in no extra: by name, see benchmarks/video_pets.py."""
+    try:
+        metrics = importlib.import_module("trackeval.metrics")
+    except ImportError as error:
+        raise UnsupportedError("tracking scores need TrackEval: pip install 'trackeval>=1.3,<2'") from error
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its settings
+        settings = {"PRINT_CONFIG": False}
+        return metrics.HOTA(), metrics.CLEAR(settings), metrics.Identity(settings)
 
 
 def _identities(frames: Iterable[Tracks]) -> np.ndarray:

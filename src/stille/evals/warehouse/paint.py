@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import cv2
@@ -194,6 +195,17 @@ class Faces:
     colour_F3: np.ndarray
     far_F: np.ndarray
 
+    @cached_property
+    def fills(self) -> tuple[list[np.ndarray], list[np.ndarray], list[list[float]]]:
+        """What the fills take, once for all frames in which nothing changes: corners for the picture and for the half
+        picture, and colours."""
+        return list(fixed(self.pixel_F42)), list(fixed(self.pixel_F42, 0.5)), self.colour_F3.tolist()
+
+    @cached_property
+    def around_F4(self) -> np.ndarray:
+        """x0, y0, x1, y1 of each face."""
+        return np.concatenate([self.pixel_F42.min(1), self.pixel_F42.max(1)], 1)
+
 
 @dataclass
 class Shape:
@@ -240,20 +252,29 @@ def fixed(pixel: np.ndarray, scale: float = 1.0) -> np.ndarray:
     return np.clip(np.round(pixel * scale * 2**_SHIFT - 2 ** (_SHIFT - 1)), -300000, 300000).astype(np.int32)
 
 
-def draw(picture_HW3: np.ndarray, number_HW: np.ndarray, parts: Sequence[tuple[int, Faces]]) -> None:
-    """Fill the faces of all, the far ones first, into the picture and their numbers into the half picture."""
-    pixel = np.concatenate([f.pixel_F42 for _, f in parts])
-    colour = np.concatenate([f.colour_F3 for _, f in parts]).tolist()
+def draw(picture_HW3: np.ndarray | None, number_HW: np.ndarray, parts: Sequence[tuple[int, Faces]]) -> None:
+    """Fill the faces of all, the far ones first, into the picture and their numbers into the half picture.
+
+    Args:
+        picture_HW3: None: the numbers alone.
+    """
+    around = np.concatenate([f.around_F4 for _, f in parts])
     far = np.concatenate([f.far_F for _, f in parts])
-    number = np.concatenate([np.full(len(f.far_F), n) for n, f in parts]).tolist()
-    width, height = picture_HW3.shape[1], picture_HW3.shape[0]
-    low, high = pixel.min(1), pixel.max(1)
-    on = (high[:, 0] > 0) & (high[:, 1] > 0) & (low[:, 0] < width) & (low[:, 1] < height)
-    full, half = fixed(pixel), fixed(pixel, 0.5)
-    for i in np.argsort(-far, kind="stable").tolist():
-        if on[i]:
-            cv2.fillConvexPoly(picture_HW3, full[i], colour[i], cv2.LINE_AA, _SHIFT)
-            cv2.fillConvexPoly(number_HW, half[i], number[i], cv2.LINE_8, _SHIFT)
+    full, half, colour, number = [], [], [], []
+    for n, faces in parts:
+        for held, more in zip((full, half, colour), faces.fills, strict=True):
+            held += more
+        number += [n] * len(faces.far_F)
+    height, width = 2 * number_HW.shape[0], 2 * number_HW.shape[1]
+    on = (around[:, 2] > 0) & (around[:, 3] > 0) & (around[:, 0] < width) & (around[:, 1] < height)
+    order = np.argsort(-far, kind="stable")
+    order = order[on[order]].tolist()
+    fill, smooth, hard = cv2.fillConvexPoly, cv2.LINE_AA, cv2.LINE_8
+    if picture_HW3 is not None:
+        for i in order:
+            fill(picture_HW3, full[i], colour[i], smooth, _SHIFT)
+    for i in order:
+        fill(number_HW, half[i], number[i], hard, _SHIFT)
 
 
 def extent(shape: Faces) -> float:
@@ -271,21 +292,38 @@ def extent(shape: Faces) -> float:
     return float(cv2.countNonZero(mask)) * (0.5 / scale) ** 2
 
 
-def shadows(shape: tuple[int, int], camera: Camera, lit: Light, bodies: Sequence[Mesh]) -> np.ndarray:
-    """How much light is left on the floor, 0..1, of bodies that stand between it and the nearest two lamps. [H, W]"""
-    half = (shape[0] // 2, shape[1] // 2)
-    left_HW = np.full(half, 255, np.uint8)
-    for mesh in bodies:  # the lamps nearest to it
-        place = mesh.corner_V3.mean(0)
-        near = np.argsort(((lit.lamps_L3[:, :2] - place[:2]) ** 2).sum(1))[:2]
-        for rank, lamp in enumerate(lit.lamps_L3[near]):
-            low = np.maximum(lamp[2] - mesh.corner_V3[:, 2:], 0.5)
-            cast = mesh.corner_V3 + (mesh.corner_V3 - lamp) * (mesh.corner_V3[:, 2:] / low)
-            cast[:, 2] = 0.0
-            pixel, depth = camera.project(cast)
-            if depth.min() < NEAR:
-                continue
-            hull = cv2.convexHull(pixel.astype(np.float32))[:, 0]
-            cv2.fillConvexPoly(left_HW, fixed(hull, 0.5), (150, 200)[rank], cv2.LINE_AA, _SHIFT)
+def shadow_outlines(mesh: Mesh, camera: Camera, lit: Light) -> list[tuple[np.ndarray, int]]:
+    """What a body takes from the floor of the light of its two nearest lamps: outlines in the half picture, and how
+    much is left, 0..255."""
+    found = []
+    place = mesh.corner_V3.mean(0)
+    near = np.argsort(((lit.lamps_L3[:, :2] - place[:2]) ** 2).sum(1))[:2]
+    for rank, lamp in enumerate(lit.lamps_L3[near]):
+        low = np.maximum(lamp[2] - mesh.corner_V3[:, 2:], 0.5)
+        cast = mesh.corner_V3 + (mesh.corner_V3 - lamp) * (mesh.corner_V3[:, 2:] / low)
+        cast[:, 2] = 0.0
+        pixel, depth = camera.project(cast)
+        if depth.min() >= NEAR:
+            found.append((fixed(cv2.convexHull(pixel.astype(np.float32))[:, 0], 0.5), (150, 200)[rank]))
+    return found
+
+
+def shadows(shape: tuple[int, int], outlines: Sequence[tuple[np.ndarray, int]]) -> np.ndarray:
+    """How much light is left on the floor, 0..255, behind all that stands between it and lamps. [H, W]"""
+    left_HW = np.full((shape[0] // 2, shape[1] // 2), 255, np.uint8)
+    for hull, left in outlines:
+        cv2.fillConvexPoly(left_HW, hull, left, cv2.LINE_AA, _SHIFT)
     left_HW = cv2.GaussianBlur(left_HW, (5, 5), 1.4)
     return cv2.resize(left_HW, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR)
+
+
+def mirror_outlines(mesh: Mesh, camera: Camera) -> list[tuple[np.ndarray, list[float]]]:
+    """A body in a floor that shines: outlines of its lower and its upper part, and their colour."""
+    found, colour = [], (mesh.colour_F3.mean(0) * 0.8).tolist()
+    for low, high in ((0.0, 0.95), (0.8, 9.0)):
+        part_N3 = mesh.corner_V3[(mesh.corner_V3[:, 2] >= low) & (mesh.corner_V3[:, 2] < high)]
+        if len(part_N3) > 2:
+            pixel, depth = camera.project(part_N3 * np.array([1, 1, -1]))
+            if depth.min() > NEAR:
+                found.append((fixed(cv2.convexHull(pixel.astype(np.float32))[:, 0]), colour))
+    return found

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -107,7 +107,30 @@ def _stream(
         yield decoded, waiting.popleft()
 
 
-class _Painter:
+@dataclass
+class _Body:
+    """One object in a pose: all that does not change until it moves.
+
+    Attributes:
+        near: whether it may be in the picture. shape, shadow, mirror: made when they are needed.
+    """
+
+    pose: tuple[float, ...]
+    mesh: Mesh
+    place: np.ndarray
+    near: bool
+    shape: paint.Shape | None = None
+    shadow: list[tuple[np.ndarray, int]] | None = None
+    mirror: list[tuple[np.ndarray, list[float]]] | None = None
+
+
+class Painter:
+    """Looks at a story: `frame` gives what the camera shows at a moment, in any order of moments.
+
+    Args:
+        size: W, H of the picture.
+    """
+
     def __init__(self, told: Story, size: Size) -> None:
         self.told, self.size = told, size
         rng = np.random.default_rng([told.seed, 3])
@@ -115,7 +138,7 @@ class _Painter:
         self.background = paint.background(told.layout, self.light, rng)
         furniture = paint.furniture(told.layout, told.decoys, rng)
         self.static = paint.shapes([furniture], told.layout.camera, self.light)[0].faces
-        self.kept: dict[int, tuple[tuple[float, ...], paint.Shape]] = {}
+        self.kept: dict[int, _Body] = {}
         self.pallets = [track for track in told.tracks if track.kind == PALLET]
         self.boxes = {slot.name: slot.box(told.layout.camera) for slot in told.layout.slots}
         self.trucks = [(235, 170, 30), (210, 60, 40), (70, 120, 70), (220, 220, 216), (60, 100, 170)]
@@ -129,111 +152,137 @@ class _Painter:
         self.flicker = float(rng.choice([0.0, 0.0, 0.03]))
 
     def frame(self, index: int, second: float) -> tuple[np.ndarray, FrameTruth]:
+        """The picture before it is coded, and its truth."""
+        shown, number, static = self._look(second)
+        standing = [body for track, body in shown if not (track.kind == PALLET and track.now("slot", second))]
+        picture = self._floor(standing)
+        parts = [(paint.STATIC, one) for one in static]
+        parts += [(k + 1, body.shape.faces) for k, (_, body) in enumerate(shown) if body.shape is not None]
+        paint.draw(picture, number, parts)
+        return self.develop(picture, index, second), self._truth(index, second, shown, number)
+
+    def truth(self, index: int, second: float) -> FrameTruth:
+        """The same without the picture."""
+        shown, number, static = self._look(second)
+        parts = [(paint.STATIC, one) for one in static]
+        parts += [(k + 1, body.shape.faces) for k, (_, body) in enumerate(shown) if body.shape is not None]
+        paint.draw(None, number, parts)
+        return self._truth(index, second, shown, number)
+
+    def _look(self, second: float) -> tuple[list[tuple[Track, _Body]], np.ndarray, list[paint.Faces]]:
+        """Objects of which some part is within the picture's edges, an empty half picture, and faces of what else is
+        there."""
         camera, (width, height) = self.told.layout.camera, self.size
-        found: list[tuple[Track, Mesh, np.ndarray, tuple[float, ...]]] = []
+        found: list[tuple[Track, _Body]] = []
         for track in self.told.tracks:
             if track.key[0][0] <= second <= track.time + 1 and track.now("there", second):
-                mesh, place, pose = self.body(track, second)
-                pixel, depth = camera.project(mesh.corner_V3.mean(0)[None])
-                if (
-                    depth[0] > NEAREST_M
-                    and abs(pixel[0, 0] / width - 0.5) < 0.9
-                    and abs(pixel[0, 1] / height - 0.5) < 1.1
-                ):
-                    found.append((track, mesh, place, pose))
-        new = [one for one in found if one[3] != self.kept.get(one[0].identity, ((), None))[0]]
-        for (track, _, _, pose), shape in zip(
-            new, paint.shapes([one[1] for one in new], camera, self.light), strict=True
-        ):
-            self.kept[track.identity] = pose, shape
-        self.kept = {one[0].identity: self.kept[one[0].identity] for one in found}
-        shapes = [self.kept[one[0].identity][1] for one in found]
-        inside = [_overlaps(shape.outline_4, width, height) for shape in shapes]
-        found = [one for one, i in zip(found, inside, strict=True) if i]
-        shapes = [shape for shape, i in zip(shapes, inside, strict=True) if i]
-        standing = [one[1] for one in found if not (one[0].kind == PALLET and one[0].now("slot", second))]
-        shadow = paint.shadows((height, width), camera, self.light, standing)
-        picture = cv2.multiply(self.background, cv2.merge([shadow] * 3), scale=1 / 255, dtype=cv2.CV_8U)
-        if self.light.gloss:
-            self.mirror(picture, standing)
-        number = np.zeros((height // 2, width // 2), np.uint8)
+                body = self.body(track, second)
+                if body.near:
+                    found.append((track, body))
+        self.kept = {track.identity: body for track, body in found}
+        new = [body for _, body in found if body.shape is None]
+        for body, shape in zip(new, paint.shapes([body.mesh for body in new], camera, self.light), strict=True):
+            body.shape = shape
+        shown = [(t, b) for t, b in found if b.shape and _overlaps(b.shape.outline_4, width, height)]
         dropped = [
-            meshes.carton().moved(p[0] + 0.5 * math.sin(h), p[1] + 0.5 * math.cos(h), 0, h)
-            for track, _, p, (_, _, h, *_) in found
+            meshes.carton().moved(x + 0.5 * math.sin(h), y + 0.5 * math.cos(h), 0, h)
+            for track, body in shown
             if track.kind == PERSON and track.now("dropped", second)
+            for x, y, h in [(*body.place.tolist(), body.pose[2])]
         ]
         static = [self.static, *(shape.faces for shape in paint.shapes(dropped, camera, self.light))]
-        paint.draw(
-            picture,
-            number,
-            [*((paint.STATIC, one) for one in static), *((k + 1, shape.faces) for k, shape in enumerate(shapes))],
-        )
-        count = np.bincount(number.ravel(), minlength=len(found) + 1)[1:]
-        area = []
+        return shown, np.zeros((height // 2, width // 2), np.uint8), static
+
+    def _floor(self, standing: list[_Body]) -> np.ndarray:
+        """The empty hall with the shadows of bodies, and their mirror pictures if its floor shines."""
+        camera, (width, height) = self.told.layout.camera, self.size
+        for body in standing:
+            if body.shadow is None:
+                body.shadow = paint.shadow_outlines(body.mesh, camera, self.light)
+        shadow = paint.shadows((height, width), [one for body in standing for one in body.shadow or ()])
+        picture = cv2.multiply(self.background, cv2.merge([shadow] * 3), scale=1 / 255, dtype=cv2.CV_8U)
+        if self.light.gloss:
+            over = picture.copy()
+            for body in standing:
+                if body.mirror is None:
+                    body.mirror = paint.mirror_outlines(body.mesh, camera)
+                for hull, colour in body.mirror:
+                    cv2.fillConvexPoly(over, hull, colour, cv2.LINE_AA, 4)
+            over = cv2.blur(over, (5, 5))
+            cv2.addWeighted(over, self.light.gloss, picture, 1 - self.light.gloss, 0, picture)
+        return picture
+
+    def _truth(self, index: int, second: float, shown: list[tuple[Track, _Body]], number_HW: np.ndarray) -> FrameTruth:
+        width, height = self.size
+        shapes = [body.shape for _, body in shown if body.shape is not None]
+        count = np.bincount(number_HW.ravel(), minlength=len(shown) + 1)[1:]
         for shape in shapes:
             shape.area = paint.extent(shape.faces) if shape.area is None else shape.area
-            area.append(max(shape.area, 1.0))
+        area = [max(shape.area or 0.0, 1.0) for shape in shapes]
         visible = np.minimum(count / np.array(area), 1.0) if area else np.zeros(0)
         box = np.array([shape.outline_4 for shape in shapes]).reshape(-1, 4)
         box = np.clip(box, 0, np.array([width, height, width, height]))
         taken = {int(track.now("slot", second)) for track in self.pallets if track.now("there", second)}
         slots = {slot.name: k + 1 in taken for k, slot in enumerate(self.told.layout.slots)}
-        truth = FrameTruth(
+        return FrameTruth(
             index, self.told.begins + second, second, self.size, box.astype(np.float32), visible.astype(np.float32),
-            np.array([t.kind for t, *_ in found], np.int64), np.array([t.identity for t, *_ in found], np.int64),
-            np.array([self.attributes(t, second) for t, *_ in found], np.float32).reshape(-1, len(ATTRIBUTES)),
-            np.array([p for _, _, p, _ in found], np.float32).reshape(-1, 2), slots, self.boxes, number,
+            np.array([t.kind for t, _ in shown], np.int64), np.array([t.identity for t, _ in shown], np.int64),
+            np.array([self.attributes(t, second) for t, _ in shown], np.float32).reshape(-1, len(ATTRIBUTES)),
+            np.array([b.place for _, b in shown], np.float32).reshape(-1, 2), slots, self.boxes, number_HW,
         )  # fmt: skip
-        return self.develop(picture, index, second), truth
 
     def attributes(self, track: Track, second: float) -> list[float]:
         names = {PERSON: ("helmet", "vest", "carrying", "lying"), FORKLIFT: ("loaded",), CART: ("loaded",), PALLET: ()}
         return [float(track.now(a, second) > 0) if a in names[track.kind] else math.nan for a in ATTRIBUTES]
 
-    def body(self, track: Track, second: float) -> tuple[Mesh, np.ndarray, tuple[float, ...]]:
-        """The body in the world, its place on the floor, and what decides how it looks."""
+    def body(self, track: Track, second: float) -> _Body:
+        """The object in the world; the one from before if it has not moved."""
         x, y, heading, way = track.spot(second)
-        place = np.array([x, y])
 
         def on(name: str) -> bool:
             return track.now(name, second) > 0
 
         if track.kind == FORKLIFT:
-            colour, lift = self.trucks[track.seed % len(self.trucks)], track.now("lift", second)
-            return meshes.forklift(colour, lift, None).moved(x, y, 0, heading), place, (x, y, heading, lift)
-        if track.kind == PALLET:
+            lift = track.now("lift", second)
+            pose = (x, y, heading, lift)
+            make = lambda: _forklift(self.trucks[track.seed % len(self.trucks)], lift).moved(x, y, 0, heading)  # noqa: E731
+        elif track.kind == PALLET:
             z = track.now("z", second)
-            return _pallet(track.seed).moved(x, y, z, heading), place, (x, y, z, heading)
-        if track.kind == CART:
-            return _cart(track.seed, on("loaded")).moved(x, y, 0, heading), place, (x, y, heading)
-        assert track.looks is not None
+            pose = (x, y, heading, z)
+            make = lambda: _pallet(track.seed).moved(x, y, z, heading)  # noqa: E731
+        elif track.kind == CART:
+            loaded = on("loaded")
+            pose = (x, y, heading)
+            make = lambda: _cart(track.seed, loaded).moved(x, y, 0, heading)  # noqa: E731
+        else:
+            pose, make = self._person(track, second, on, (x, y, heading, way))
+        kept = self.kept.get(track.identity)
+        if kept is not None and kept.pose == pose:
+            return kept
+        mesh, (width, height) = make(), self.size
+        pixel, depth = self.told.layout.camera.project(mesh.corner_V3.mean(0)[None])
+        (across, down), far = pixel[0], depth[0]
+        near = bool(far > NEAREST_M and abs(across / width - 0.5) < 0.9 and abs(down / height - 0.5) < 1.1)
+        return _Body(pose, mesh, np.array([x, y]), near)
+
+    def _person(
+        self, track: Track, second: float, on: Callable[[str], bool], spot: tuple[float, float, float, float]
+    ) -> tuple[tuple[float, ...], Callable[[], Mesh]]:
+        look, (x, y, heading, way) = track.looks, spot
+        assert look is not None
         seated = on("driver")
         walks = not seated and track.spot(second + 0.15)[3] - track.spot(second - 0.15)[3] > 0.06
         steps = round(way / STEP_M * 16) % 16 if walks else 0
         states = tuple(on(name) for name in ("helmet", "vest", "carrying", "pushing", "helmet_in_hand", "crouch"))
-        mesh = _person(track.looks, steps, walks, seated, *states)
         tilt, z = 0.0, 0.32 if seated else 0.0
         if on("lying"):
             since = max(t for t, v in track.state["lying"] if v and t <= second)
-            tilt = math.pi / 2 * min((second - since) / 0.6, 1.0)
-            # Turned about the feet, then shifted so that the middle of the body comes to lie where the feet were.
-            x, y, z = x - 0.8 * math.sin(tilt) * math.sin(heading), y - 0.8 * math.sin(tilt) * math.cos(heading), 0.14
+            tilt, z = math.pi / 2 * min((second - since) / 0.6, 1.0), 0.14
+        # Turned about the feet, then shifted so that the middle of the body comes to lie where the feet were.
+        ahead = 0.8 * math.sin(tilt)
+        at = (x - ahead * math.sin(heading), y - ahead * math.cos(heading), z, heading, tilt)
         pose = (x, y, heading, tilt, steps, *map(float, states))
-        return mesh.moved(x, y, z, heading, tilt), place, pose
-
-    def mirror(self, picture: np.ndarray, bodies: list[Mesh]) -> None:
-        """Faint mirror pictures on a floor that shines."""
-        over, camera = picture.copy(), self.told.layout.camera
-        for mesh in bodies:
-            colour = (mesh.colour_F3.mean(0) * 0.8).tolist()
-            for low, high in ((0.0, 0.95), (0.8, 9.0)):
-                part_N3 = mesh.corner_V3[(mesh.corner_V3[:, 2] >= low) & (mesh.corner_V3[:, 2] < high)]
-                pixel, depth = camera.project(part_N3 * np.array([1, 1, -1]))
-                if len(part_N3) > 2 and depth.min() > paint.NEAR:
-                    hull = cv2.convexHull(pixel.astype(np.float32))[:, 0]
-                    cv2.fillConvexPoly(over, paint.fixed(hull), colour, cv2.LINE_AA, 4)
-        over = cv2.blur(over, (5, 5))
-        cv2.addWeighted(over, self.light.gloss, picture, 1 - self.light.gloss, 0, picture)
+        return pose, lambda: _person(look, steps, walks, seated, *states).moved(*at)
 
     def develop(self, picture: np.ndarray, index: int, second: float) -> np.ndarray:
         """What the sensor makes of it: blur, exposure, noise, vignette, night, the clock in the corner."""
@@ -257,8 +306,8 @@ class _Painter:
 
 
 @lru_cache(2)
-def _painter(seed: int, size: Size) -> _Painter:
-    return _Painter(story(seed, size), size)
+def _painter(seed: int, size: Size) -> Painter:
+    return Painter(story(seed, size), size)
 
 
 def _overlaps(outline_4: np.ndarray, width: int, height: int) -> bool:
@@ -274,6 +323,11 @@ def _person(
     return meshes.person(
         look, steps * math.pi / 8, float(walks), helmet, vest, carrying, in_hand, float(crouch), seated, pushing
     )
+
+
+@lru_cache(64)
+def _forklift(colour: meshes.Colour, lift: float) -> Mesh:
+    return meshes.forklift(colour, lift, None)
 
 
 @lru_cache(256)

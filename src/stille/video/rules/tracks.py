@@ -7,6 +7,7 @@ other side of a line, has done so after some frames in a row.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import combinations
 
@@ -34,6 +35,13 @@ STILL = 0.25
 """Who stays within so many box heights stands still."""
 BAND = 0.01
 """Nearer to a line than this share of the picture nobody is on either side."""
+DEEP = {"person": 0.0, "forklift": 0.15, "pallet": 0.15, "cart": 0.15}
+"""The lower edge of a box is where a thing is nearest to the camera. The middle of where it stands lies this share of
+the box's height above it, seen from where cameras hang."""
+TOGETHER = 3
+"""Frames in which a person in a forklift's outline has to move as it does to be its driver from then on."""
+EDGE = 0.985
+"""A box that reaches to here is cut by the picture's lower edge: where it ends says nothing."""
 
 
 @dataclass
@@ -56,6 +64,17 @@ class Crossed:
 
 
 @dataclass
+class Aboard:
+    """How a person has been to a forklift: frames with their feet in its outline, frames in a row outside of it, and
+    frames in which both moved, and in the same way. Who came from outside is `walked`."""
+
+    inside: int = 0
+    outside: int = 0
+    together: int = 0
+    walked: bool = False
+
+
+@dataclass
 class Track:
     """
     Attributes:
@@ -66,6 +85,7 @@ class Track:
         attributes: log-odds, median over the window.
         place, velocity: on the floor, metres and m/s, None where they are not known.
         still: since when it stands still.
+        aboard: of a person, by the identity of a forklift.
     """
 
     identity: int
@@ -88,6 +108,7 @@ class Track:
     path: list[tuple[float, float, float]] = field(default_factory=list)
     stays: dict[str, Stay] = field(default_factory=dict)
     lines: dict[str, Crossed] = field(default_factory=dict)
+    aboard: dict[int, Aboard] = field(default_factory=dict)
 
     @property
     def speed(self) -> float | None:
@@ -137,7 +158,7 @@ class Tracks:
             identity, box = int(seen.identity_N[i]), boxes[i]
             if not all(map(math.isfinite, box)) or not 0 <= kinds[i] < len(KINDS):
                 continue
-            foot = ((box[0] + box[2]) / 2, box[3])
+            foot = ((box[0] + box[2]) / 2, box[3] - DEEP[KINDS[kinds[i]]] * (box[3] - box[1]))
             if identity == NOBODY:
                 unsettled.append(Unsettled(KINDS[kinds[i]], scores[i], foot, tuple(box)))
                 continue
@@ -150,6 +171,7 @@ class Tracks:
             _settle(track, time, zones, lines)
             if floor is not None:
                 _walk(track, time, floor)
+        _board(self.known.values())
         for identity in [i for i, track in self.known.items() if time - track.last > FORGET_S]:
             del self.known[identity]
         while len(self.known) > MOST:
@@ -184,14 +206,46 @@ class Tracks:
 
 
 def rides(person: Track, forklift: Track) -> bool:
-    """Whether somebody is the driver: feet inside the forklift's box, above its lower edge, and moving as it does, as
-    far as that is known."""
-    x0, y0, x1, y1 = forklift.box
-    if not (x0 <= person.foot[0] <= x1 and y0 <= person.foot[1] <= y1 - 0.05 * (y1 - y0)):
-        return False
-    if person.velocity is None or forklift.velocity is None:
-        return True
-    return math.dist(person.velocity, forklift.velocity) <= max(0.5 * math.hypot(*forklift.velocity), 0.3)
+    """Whether somebody is the driver: their feet are inside the forklift's outline, and they have moved as it does, or
+    were never seen anywhere else. Who walked up to it and stands behind it is not."""
+    known = person.aboard.get(forklift.identity)
+    return known is not None and known.inside > 0 and (known.together >= TOGETHER or not known.walked)
+
+
+def _board(tracks: Iterable[Track]) -> None:
+    """Take in who is in whose outline in this frame."""
+    tracks = list(tracks)
+    names = {track.identity for track in tracks}
+    forklifts = [track for track in tracks if track.kind == "forklift" and track.seen]
+    for person in tracks:
+        if person.kind != "person" or not person.seen:
+            continue
+        for forklift in forklifts:
+            known = person.aboard.get(forklift.identity)
+            walked = known is not None and known.walked and known.together < TOGETHER
+            if not _within(person.foot, forklift.box, 0.05 if walked else -0.03):
+                if known is None:
+                    known = person.aboard[forklift.identity] = Aboard(walked=True)
+                known.outside += 1
+                if known.outside >= INERTIA:
+                    person.aboard[forklift.identity] = Aboard(outside=INERTIA, walked=True)
+                continue
+            if known is None:
+                known = person.aboard[forklift.identity] = Aboard()
+            known.inside, known.outside = known.inside + 1, 0
+            if person.velocity is not None and forklift.velocity is not None:
+                speed = math.hypot(*forklift.velocity)
+                alike = math.dist(person.velocity, forklift.velocity) <= 0.5 * speed
+                known.together += speed >= 0.5 and alike
+        person.aboard = {i: known for i, known in person.aboard.items() if i in names}
+
+
+def _within(foot: Point, box: tuple[float, float, float, float], above: float) -> bool:
+    """Inside a forklift's outline, this share of its height above its lower edge if that is in the picture."""
+    x0, y0, x1, y1 = box
+    aside = 0.03 * (x1 - x0)
+    low = 1.01 if y1 >= EDGE else y1 - above * (y1 - y0)
+    return x0 - aside <= foot[0] <= x1 + aside and y0 <= foot[1] <= low
 
 
 def _settle(track: Track, time: float, zones: Polygons, lines: Segments) -> None:
