@@ -8,7 +8,7 @@ BIN := .venv/bin
 BOOTSTRAP := "$(PYTHON)" scripts/bootstrap.py
 
 .DEFAULT_GOAL := help
-.PHONY: help serve loan-demo test check format bench docs-tables clean env-serve env-dev
+.PHONY: help serve loan-demo video-demo test check format bench docs-tables clean env-serve env-dev
 
 help: ## Show this list
 	@echo "Targets:"
@@ -24,6 +24,9 @@ test: env-dev ## Run the test suite
 
 loan-demo: env-dev ## Take a batch of loan applications from paper to decision (ARGS='--model clerk': no model)
 	@exec $(BIN)/python -m examples.loan_underwriting.demo $(ARGS)
+
+video-demo: env-dev ## Watch painted warehouses and a real square, and report (ARGS='--perception truth': no model)
+	@exec $(BIN)/python -m examples.warehouse.demo $(ARGS)
 
 check: env-dev ## Lint, formatting, types, and the direction of imports
 	@$(BIN)/ruff check .

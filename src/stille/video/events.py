@@ -87,11 +87,11 @@ class Consistency:
                 support += odds > 0
         if not scores:
             return 0.0, 0.0, 0.0
-        steps = [_overlap(a, b) >= 0.3 for (s, a), (t, b) in pairwise(boxes) if t - s <= 0.5]
+        steps = [overlap(a, b) >= 0.3 for (s, a), (t, b) in pairwise(boxes) if t - s <= 0.5]
         return support / len(frames), float(np.median(scores)), sum(steps) / len(steps) if steps else 1.0
 
 
-def _overlap(a: np.ndarray, b: np.ndarray) -> float:
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
     """Intersection over union."""
     width, height = (min(a[k + 2], b[k + 2]) - max(a[k], b[k]) for k in (0, 1))
     both = max(width, 0) * max(height, 0)

@@ -1,0 +1,1 @@
+"""A warehouse site: cameras, rules, alarms, and what was missed."""
