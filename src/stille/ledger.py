@@ -123,8 +123,10 @@ def measure(
     Raises:
         ConfigError: see `Record`.
     """
+    value = float(value)  # numpy's numbers are no JSON
     ratio = None
     if baseline_value is not None:
+        baseline_value = float(baseline_value)
         ratio = _divide(value, baseline_value) if better == "higher" else _divide(baseline_value, value)
         if ratio is None:
             raise ConfigError(f"record {id}: no ratio of {value} and {baseline_value}; neither may be zero")

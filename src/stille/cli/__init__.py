@@ -39,13 +39,14 @@ def _root(
 
 
 def _register() -> None:
-    from stille.cli import agent, bench, chat, convert, doctor, eval, generate, pull, serve, train, watch
+    from stille.cli import agent, bench, chat, convert, doctor, eval, generate, pull, scale, serve, train, watch
 
     for module in (serve, chat, generate, pull, convert, bench, watch):
         app.command(module.__name__.rpartition(".")[2], epilog=module.EXAMPLES)(module.command)
     app.add_typer(eval.app)
     app.add_typer(train.app)
     app.add_typer(agent.app)
+    app.add_typer(scale.app)
     app.command("doctor", epilog=doctor.EXAMPLES)(doctor.command)
 
 
@@ -74,7 +75,8 @@ def _complain(error: Exception) -> None:
     message = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, ModuleNotFoundError):
         asked = set(sys.argv[1:4])
-        extra = "agents" if "agent" in asked else "video" if asked & {"watch", "video"} else "serve"
+        extra = "agents" if "agent" in asked else "video,scale" if "scale" in asked else "serve"
+        extra = "video,web" if "--page" in sys.argv else "video" if asked & {"watch", "video"} else extra
         message = f"{message}; install what this command needs with: pip install 'stille[{extra}]'"
     red, plain = ("\x1b[31m", "\x1b[0m") if sys.stderr.isatty() else ("", "")
     print(f"{red}error:{plain} {message}", file=sys.stderr)
