@@ -21,7 +21,7 @@ OLDEST_PYTHON = (3, 11)
 OLDEST_PIP = "25.1"  # the first with dependency groups
 TARGETS = {
     "serve": ["-e", ".[serve]"],
-    "dev": ["-e", ".[serve,agents,video]", "--group", "dev"],
+    "dev": ["-e", ".[serve,agents,video,web]", "--group", "dev"],
 }
 COVERED_BY = {"serve": ("serve", "dev"), "dev": ("dev",)}  # an environment made for the second does for the first
 INPUTS = ("pyproject.toml", "constraints.txt", os.path.join("scripts", "bootstrap.py"))
