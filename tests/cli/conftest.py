@@ -1,4 +1,4 @@
-"""The `stille` command, run as users run it, in processes of its own; where a process adds nothing, in this one."""
+"""The `stille` command in processes of its own; where a process adds nothing, in this one."""
 
 import logging
 import os
@@ -9,25 +9,38 @@ from pathlib import Path
 
 import pytest
 
-COMMAND = [sys.executable, "-m", "stille.cli"]
+from tests import processes
+from tests.processes import WarmProcess
+
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "100"}
 ENVIRONMENT.pop("STILLE_API_KEY", None)
 ENVIRONMENT.pop("STILLE_MODEL", None)
 
 
+def environment(env: dict[str, str] | None) -> dict[str, str]:
+    return {**ENVIRONMENT, **(env or {})}
+
+
 @pytest.fixture(scope="session")
-def stille() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run a command to its end: stille("generate", "--raw", ..., input=..., env={...})."""
+def stille_started() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a command to its end as users do, imports and all: stille_started("generate", "--raw", ..., input=...)."""
 
     def run(*arguments: str | Path, input: str = "", env: dict[str, str] | None = None, timeout: float = 120):
+        command = [sys.executable, "-m", "stille.cli", *map(str, arguments)]
         return subprocess.run(
-            [*COMMAND, *map(str, arguments)],
-            input=input,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            env={**ENVIRONMENT, **(env or {})},
+            command, input=input, capture_output=True, text=True, timeout=timeout, env=environment(env)
         )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def stille() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """As `stille_started`, in a process that has paid for the imports already."""
+
+    def run(*arguments: str | Path, input: str = "", env: dict[str, str] | None = None, timeout: float = 120):
+        given = map(str, arguments)
+        return processes.run(processes.stille, *given, input=input, timeout=timeout, env=environment(env))
 
     return run
 
@@ -52,27 +65,17 @@ def stille_here(monkeypatch, capfd) -> Callable[..., subprocess.CompletedProcess
 
 
 @pytest.fixture
-def spawn() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def spawn() -> Iterator[Callable[..., WarmProcess]]:
     """Start a command and leave it running; what still runs at the end of the test is killed."""
-    started: list[subprocess.Popen[str]] = []
+    started: list[WarmProcess] = []
 
-    def start(*arguments: str | Path, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [*COMMAND, *map(str, arguments)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**ENVIRONMENT, **(env or {})},
-        )
-        started.append(process)
-        return process
+    def start(*arguments: str | Path, env: dict[str, str] | None = None) -> WarmProcess:
+        started.append(WarmProcess(processes.stille, *map(str, arguments), env=environment(env)))
+        return started[-1]
 
     yield start
     for process in started:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
+        process.close()
 
 
 @pytest.fixture(scope="session")

@@ -6,11 +6,12 @@ import pty
 import re
 import select
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
+
+from tests import processes
+from tests.processes import WarmProcess
 
 PROMPT = r"\n> $"
 SHORT = ["--max-tokens", "12", "--temperature", "0"]
@@ -29,15 +30,10 @@ class Terminal:
     """A pseudo terminal with `stille chat` in it."""
 
     def __init__(self, *arguments):
-        master, slave = pty.openpty()
-        self.master = master
+        self.master, slave = pty.openpty()
         self.seen = ""
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "stille.cli", "chat", *arguments],
-            stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True, close_fds=True,
-            preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
-        )  # fmt: skip
+        self.process = WarmProcess(processes.stille, "chat", *arguments, env=environment, terminal=slave)
         os.close(slave)
 
     def send(self, text):
@@ -58,9 +54,7 @@ class Terminal:
         return before
 
     def close(self):
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
+        self.process.close()
         os.close(self.master)
 
 
@@ -139,21 +133,12 @@ def test_commands_and_history(terminal, tiny, tmp_path):
     assert chat.process.wait(30) == 0
 
 
-@pytest.mark.slow
-def test_interrupting_a_pipe_ends_the_program(stille, tiny):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "stille.cli", "chat", *tiny, "--max-tokens", "16000"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    try:
-        process.stdin.write("Go on\n")
-        process.stdin.close()
-        assert process.stdout.read(8)
-        process.send_signal(signal.SIGINT)
-        process.stdout.read()
-        assert process.wait(30) != 0
-        assert "Traceback" not in process.stderr.read()
-    finally:
-        process.kill()
-        process.wait()
+def test_interrupting_a_pipe_ends_the_program(spawn, tiny):
+    process = spawn("chat", *tiny, "--max-tokens", "16000")
+    process.stdin.write("Go on\n")
+    process.stdin.close()
+    assert process.stdout.read(8)
+    process.send_signal(signal.SIGINT)
+    process.stdout.read()
+    assert process.wait(30) != 0
+    assert "Traceback" not in process.stderr.read()

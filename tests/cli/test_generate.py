@@ -28,8 +28,8 @@ def read(path):
     return {entry["id"]: entry for entry in map(json.loads, path.read_text().splitlines())}
 
 
-def test_one_prompt_from_stdin(stille, tiny):
-    run = stille("generate", "--raw", *tiny, *SHORT, input="the quick brown")
+def test_one_prompt_from_stdin(stille_started, tiny):
+    run = stille_started("generate", "--raw", *tiny, *SHORT, input="the quick brown")
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip()
     assert run.stderr == ""

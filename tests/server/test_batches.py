@@ -1,7 +1,6 @@
 """Batches through the official client: what they answer, what they refuse, how they end, and who goes first."""
 
 import json
-import multiprocessing
 import random
 import socket
 import sqlite3
@@ -17,6 +16,7 @@ from stille.errors import ConfigError
 from stille.server import ServerSettings
 from stille.server.batches import validation
 from stille.server.batches.database import FILE_NAME
+from tests.processes import warm
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
@@ -50,7 +50,7 @@ class Batches:
         file = self.api.files.create(file=("requests.jsonl", data), purpose="batch")
         return self.api.batches.create(input_file_id=file.id, endpoint=endpoint, completion_window="24h", **more)
 
-    def until(self, batch, condition=lambda batch: batch.status in FINAL, seconds=60):
+    def until(self, batch, condition=lambda batch: batch.status in FINAL, seconds=150):
         deadline = time.monotonic() + seconds
         while not condition(batch := self.api.batches.retrieve(batch.id)):
             assert time.monotonic() < deadline, batch
@@ -387,7 +387,8 @@ def test_some_slots_stay_free_for_the_next_client(start_server, tiny_checkpoint,
         batches.api.batches.cancel(batch.id)
 
 
-def test_a_full_queue_is_no_error_of_a_line(start_server, tiny_checkpoint, tmp_path):
+def test_a_full_queue_is_no_error_of_a_line(start_server, tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("stille.server.batches.worker._PAUSE_S", 0.05)  # not half a second each time
     settings = ServerSettings(served_model_names=("tiny",), data_dir=tmp_path, api_key="secret")
     with start_server(tiny_checkpoint, settings, max_num_seqs=8, max_queue=1, kv_cache_tokens=16384) as served:
         batches = Batches(served.base, "secret")
@@ -440,9 +441,7 @@ def test_without_a_data_directory_the_answer_says_what_to_do(idle):
 
 
 def test_killed_at_any_moment_it_loses_and_repeats_nothing(tiny_checkpoint, tmp_path):
-    # Processes that have imported everything beforehand: starts take a second.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["stille.cli.serve", "stille.engine.async_llm", "stille.server.app"])
+    context = warm()
     from stille.cli.serve import command
 
     with socket.socket() as probe:
@@ -480,7 +479,7 @@ def test_killed_at_any_moment_it_loses_and_repeats_nothing(tiny_checkpoint, tmp_
     server.kill()  # while it validates
     server.join()
     finished = {}
-    for _ in range(6):
+    for _ in range(4):
         server = start()
         batches.until(batch, more_than(len(finished)))
         time.sleep(chance.random() * 0.3)

@@ -1,9 +1,8 @@
-"""Run by torchrun from test_distributed.py: a short run in each way of sharing the work, stopped and resumed."""
+"""Run by test_distributed.py in each process: a short run in each way of sharing the work, stopped and resumed."""
 
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +42,3 @@ def main(file: Path) -> None:
             if world.main:
                 state = {key: value.float() for key, value in result.model.state_dict().items()}
                 torch.save({"model": state, "evaluation": result.evaluation}, out / "end.pt")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

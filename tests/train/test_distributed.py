@@ -2,16 +2,16 @@
 
 import json
 import os
-import runpy
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-SCRIPT = Path(__file__).with_name("ranks.py")
+from tests.processes import WarmProcess
+from tests.train.ranks import main
+
 RUNS = {
     "low-rank": ("pretrain", "fp32", "replicate", 2),
     "distill-fsdp": ("distill", "fp32", "fsdp", 0),
@@ -20,6 +20,22 @@ MORE = {
     "pretrain": ("pretrain", "fp32", "replicate", 0),
     "pretrain-fsdp-bf16": ("pretrain", "bf16", "fsdp", 0),
 }
+
+
+def launch(plan: Path, count: int) -> None:
+    """`main` in so many processes, which get from their environment what torchrun puts there."""
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    shared |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+    own = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    ranks = [WarmProcess(main, plan, env={**os.environ, **shared, **each}) for each in own]
+    try:
+        with ThreadPoolExecutor(count) as pool:
+            told = list(pool.map(lambda rank: rank.communicate(timeout=150)[1], ranks))
+        assert [rank.returncode for rank in ranks] == [0] * count, "\n".join(text[-4000:] for text in told)
+    finally:
+        for rank in ranks:
+            rank.close()
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +52,9 @@ def ends(tmp_path_factory, make_model, store, request):
         )  # fmt: skip
         (out / "plan.json").write_text(json.dumps(plan))
         if count == 1:
-            runpy.run_path(str(SCRIPT))["main"](out / "plan.json")
+            main(out / "plan.json")
         else:
-            launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-            env = {**os.environ, "OMP_NUM_THREADS": "1"}
-            done = subprocess.run(
-                [*launch, SCRIPT, out / "plan.json"], capture_output=True, text=True, env=env, timeout=150
-            )  # fmt: skip
-            assert done.returncode == 0, done.stderr[-4000:]
+            launch(out / "plan.json", count)
         found[count] = {
             name: (
                 [json.loads(line) for line in (out / name / "metrics.jsonl").read_text().splitlines()],

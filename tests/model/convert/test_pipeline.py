@@ -4,8 +4,6 @@ import dataclasses
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -18,6 +16,8 @@ from stille.model.convert import pipeline
 from stille.model.convert.text import docstrings, library_documents, split_documents, take_tokens
 from stille.model.convert.work import Work
 from stille.model.experts import expert_layers
+from tests import processes
+from tests.processes import WarmProcess
 
 FAMILIES = ["llama", "smollm2", "mistral", "qwen2", "qwen3-bias-tied"]
 
@@ -160,7 +160,7 @@ class TestResume:
             f"convert({str(source)!r}, {str(tmp_path / 'delta')!r}, {pipeline_settings()!r},"
             f" text=[Path(p) for p in {list(map(str, text))!r}], progress=False)"
         )
-        process = subprocess.Popen([sys.executable, "-c", code])
+        process = WarmProcess(processes.code, code)
         work = tmp_path / "delta.work"
         deadline = time.monotonic() + 100
         while process.poll() is None and not list(work.glob("layer-0-*.safetensors")) and time.monotonic() < deadline:
