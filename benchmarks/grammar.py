@@ -21,7 +21,7 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,8 @@ def cost(llm: LLM, batch: int, options: argparse.Namespace) -> ledger.Record:
 
 @dataclass
 class Tally:
-    """What one process saw. `wrong` has its first cases, `counted` how many schemas have 100 answers that ended."""
+    """What one process saw, or all. `wrong` has the cases, `counted` says how many schemas have 100 answers that ended,
+    `asked` how often answers were asked for, by which seeds are told apart."""
 
     schemas: int = 0
     counted: int = 0
@@ -108,6 +109,7 @@ class Tally:
     formats: int = 0
     beyond: int = 0
     invalid: int = 0
+    asked: int = 0
     wrong: list[str] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)
 
@@ -131,13 +133,20 @@ def validity(options: argparse.Namespace) -> list[ledger.Record]:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.processes, mp_context=context) as pool:
         tallies = list(pool.map(answers_of, range(options.processes), [options] * options.processes))
-    total = Tally()
-    for tally in tallies:
+    total, before = Tally(), Tally()
+    if options.tally and options.tally.exists():
+        before = Tally(**json.loads(options.tally.read_text(encoding="utf-8")))
+    for tally in [before, *tallies]:
         for name in ("ended", "cut", "tokens", "formats", "beyond", "invalid"):
             setattr(total, name, getattr(total, name) + getattr(tally, name))
         total.wrong += tally.wrong
+    total.asked = before.asked + max(tally.asked for tally in tallies)
     total.schemas, total.refused = tallies[0].schemas, tallies[0].refused
     total.counted = min(tally.counted for tally in tallies)
+    if options.tally:
+        partial_file = options.tally.with_suffix(".partial")
+        partial_file.write_text(json.dumps(asdict(total)), encoding="utf-8")
+        partial_file.replace(options.tally)
     for each in total.wrong[:20]:
         print("WRONG", each)
     command = (
@@ -155,7 +164,8 @@ def validity(options: argparse.Namespace) -> list[ledger.Record]:
             notes=f"Answers that are valid for their JSON schema, of {total.ended:,} that ended by themselves, "
             f"{total.schemas} schemas of JSONSchemaBench, {total.counted} of them with at least 100 such answers in "
             f"each of {options.processes} processes. {options.model}, temperature 1, "
-            f"{total.tokens / (time.perf_counter() - begun):,.0f} tokens a second, loading and checks included. "
+            f"{(total.tokens - before.tokens) / (time.perf_counter() - begun):,.0f} tokens a second, loading and "
+            f"checks included. {before.ended:,} of the answers are of earlier runs with other seeds. "
             f"{total.cut:,} more were cut at {options.most} tokens; after the first round schemas are left out of "
             f"which most answers are cut. {sum(total.refused.values())} schemas were refused with a reason; "
             f"{total.formats:,} answers are wrong only where formats are asserted; {total.beyond:,} hold a number "
@@ -174,13 +184,17 @@ def answers_of(process: int, options: argparse.Namespace) -> Tally:
     tally.schemas = len(cases)
     if process == 0:
         print(f"{len(cases)} schemas; refused: {dict(tally.refused.most_common(8))}", flush=True)
-    begun, number = time.perf_counter(), 0
-    share = options.answers / options.processes
+    begun, number, ended = time.perf_counter(), 0, 0
+    if options.tally and options.tally.exists():
+        earlier = json.loads(options.tally.read_text(encoding="utf-8"))
+        number, ended = earlier["asked"], earlier["ended"]
+    first, share = number, (options.answers - ended) / options.processes
     while True:
         for at in range(0, len(cases), 48):
             part = cases[at : at + 48]
             ask(llm, part, 1_000_000 * process + 1_000 * number, options, tally)
             number += 1
+            tally.asked = number - first
             taken = time.perf_counter() - begun
             print(
                 f"{process}: {tally.ended:,} answers of {share:,.0f}, {tally.cut:,} cut, {tally.invalid} wrong, "
@@ -263,6 +277,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--answers", type=int, default=1_000, help="that have to end by themselves")
     parser.add_argument("--minutes", type=float, default=60, help="after which there are as many as there are")
     parser.add_argument("--samples", type=int, default=4, help="answers to each schema in one round")
+    parser.add_argument("--tally", type=Path, help="file that is added to: the same command again goes on")
     parser.add_argument("--most", type=int, default=200, help="tokens of such an answer")
     parser.add_argument("--processes", type=int, default=1, help="with an engine each")
     parser.add_argument("--gpus", nargs="+", default=["0"], help="that they are shared out to")

@@ -67,6 +67,8 @@ def test_stopped_and_resumed_equals_uninterrupted(make_model, settings, store, t
     assert [[row[key] for key in keys] for row in lines(tmp_path / "parts")] == [
         [row[key] for key in keys] for row in lines(tmp_path / "whole")
     ]
+    longer = train(make_model(), store, settings(dtype=dtype, steps=8), tmp_path / "parts")
+    assert (longer.step, longer.finished) == (8, True)
 
 
 def test_micro_batches_add_up_to_the_batch(make_model, settings, store, tmp_path):

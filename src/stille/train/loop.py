@@ -302,6 +302,7 @@ class _Run:
         if self.world.main:
             state = dict(step=self.step, tokens=self.tokens, seconds=self.seconds, finished=self.finished)
             buffers = {name: value.cpu() for name, value in self.model.named_buffers()}
+            state |= dict(limits=[self.config.steps, self.config.minutes])
             state |= dict(identity=json.dumps(self.identity), masters=masters, buffers=buffers, optimizer=optimizer)
             checkpoint.save(self.out / CHECKPOINTS, {**state, "random": states}, self.config.keep)
         self.world.wait()
@@ -324,7 +325,9 @@ class _Run:
             raise ConfigError(
                 f"{self.out} holds another run: {differing}. Use the same settings to go on, or another folder."
             )
-        self.step, self.tokens, self.finished = state["step"], state["tokens"], state["finished"]
+        self.step, self.tokens = state["step"], state["tokens"]
+        # With other limits than before, they say whether there is more to do.
+        self.finished = state["finished"] and state.get("limits") == [self.config.steps, self.config.minutes]
         self.seconds_before = state["seconds"]
         buffers = dict(self.model.named_buffers())
         for name, value in state["buffers"].items():
