@@ -26,7 +26,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from stille.errors import ConfigError
 
@@ -123,10 +123,9 @@ def measure(
     Raises:
         ConfigError: see `Record`.
     """
-    value = float(value)  # numpy's numbers are no JSON
+    value, baseline_value = _plain(value), _plain(baseline_value)
     ratio = None
     if baseline_value is not None:
-        baseline_value = float(baseline_value)
         ratio = _divide(value, baseline_value) if better == "higher" else _divide(baseline_value, value)
         if ratio is None:
             raise ConfigError(f"record {id}: no ratio of {value} and {baseline_value}; neither may be zero")
@@ -145,6 +144,11 @@ def measure(
         date=date if date is not None else datetime.now(UTC).strftime("%Y-%m-%dT%H:%MZ"),
         notes=notes,
     )
+
+
+def _plain(number: Any) -> Any:
+    """Numbers of numpy are no JSON."""
+    return number.item() if hasattr(number, "item") else number
 
 
 def arguments() -> str:

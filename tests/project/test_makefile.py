@@ -92,7 +92,7 @@ def test_the_first_run_installs_with_constraints_and_the_second_does_nothing(che
     assert status == 0, checkout.output
     assert calls[0] == "venv"
     assert "pip>=25.1" in calls[1]
-    assert "-c constraints.txt -e .[serve,agents,video] --group dev" in calls[2]
+    assert "-c constraints.txt -e .[serve,agents,video,web] --group dev" in calls[2]
     assert checkout.make("env-dev") == (0, [])
     assert checkout.make("env-serve") == (0, [])
 
