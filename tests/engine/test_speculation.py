@@ -186,6 +186,20 @@ def test_aborted_in_the_middle_of_guesses_nothing_is_left(build):
     assert core.speculator.stats.accepted > 0
 
 
+def test_steps_in_flight_are_waited_for_only_where_more_than_their_tokens_is_told(build):
+    core = build(async_depth=1)
+    core.add("a", list(range(10, 40)), SamplingParams(temperature=0, max_tokens=60, ignore_eos=True))
+    core.step()
+    (answer,), speculator = core.scheduler.decoding, core.speculator
+    assert not speculator.promising([answer], 8)
+    speculator._past.extend([37, 38, 39, 50])  # the step in flight brings what follows
+    assert not speculator.promising([answer], 8)
+    speculator._past.extend([35, 36, 37, 38, 39, 50, 51, 52, 53])
+    assert speculator.promising([answer], 8)
+    assert not speculator.promising([answer], 0)
+    core.abort_all()
+
+
 def test_what_a_grammar_leaves_no_choice_about_takes_fewer_steps(build, run):
     params = SamplingParams(temperature=0, grammar=SHED, max_tokens=60)
     plain, guessing = build(max_draft_tokens=0), build()

@@ -100,7 +100,7 @@ def watch(
         gate,  # type: ignore[arg-type]
     )  # fmt: skip
     if address is not None:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]
 
         ray.init(address=address, logging_level="warning")  # pyright: ignore[reportArgumentType]
     with Fleet(made, shards, cpus=cpus, gpus=gpus) as fleet:

@@ -21,7 +21,7 @@ from stille.engine.block_manager import BlockManager
 from stille.engine.config import PAGE_SIZE, EngineConfig
 from stille.engine.detokenizer import Detokenizer
 from stille.engine.executor import Executor
-from stille.engine.flight import Flight
+from stille.engine.flight import Flight, may_hope, sampled
 from stille.engine.grammar import GrammarCompiler
 from stille.engine.hsa import PromptRule
 from stille.engine.model_runner import Logprobs, ModelRunner, StepHandle, StepOutput
@@ -235,6 +235,8 @@ class EngineCore:
         speculator, decoding = self.speculator, self.scheduler.decoding
         if speculator is None or not speculator.due(len(decoding)):
             return None
+        if self._launched and not speculator.promising(decoding, self.scheduler.room_for_guesses(self._decode_rows)):
+            return None
         self._read_all(deltas)
         return speculator.propose(decoding, self.scheduler.room_for_guesses(self._decode_rows)) if decoding else None
 
@@ -264,13 +266,13 @@ class EngineCore:
                 self.metrics.queue_time.observe(time.perf_counter() - request.arrival)
         guesses, sequences = None, plan.step.num_seqs
         if plan.offsets is not None:
-            sampled = plan.step.sample
+            rows = plan.step.sample
             ends = np.cumsum(plan.step.lengths) - 1
-            guesses = Guesses(plan.offsets[sampled], plan.step.token_ids[ends[sampled]])
+            guesses = Guesses(plan.offsets[rows], plan.step.token_ids[ends[rows]])
             sequences = int(np.count_nonzero(plan.offsets == 0))
         draft = self.speculator is not None and plan.step.is_decode and self.speculator.goes_on(sequences)
-        bound = [(row, s) for row, s in enumerate(_sampled(plan)) if s.matcher is not None]
-        hopeful = guesses is None and self._may_hope(bound)
+        bound = [(row, s) for row, s in enumerate(sampled(plan)) if s.matcher is not None]
+        hopeful = guesses is None and self._depth == 1 and may_hope(bound, self.scheduler)
         allowed = self._allowed(bound, guesses, deltas, hopeful) if bound else None
         handle = self.runner.launch(plan.step, allowed, guesses, draft, hopeful)
         self._launched.append(Flight(plan, handle, guesses, hopeful))
@@ -278,15 +280,6 @@ class EngineCore:
         self.metrics.steps += 1
         self.metrics.step_seqs.observe(plan.step.num_seqs)
         self.metrics.step_tokens.observe(plan.step.num_tokens)
-
-    def _may_hope(self, bound: list[tuple[int, Sequence]]) -> bool:
-        """Whether to sample before grammars are asked, as they would have to wait for a token in flight.
-
-        A greedy token that turns out to be allowed is the one that a mask would have left; others are chosen again, for
-        which their sequence waits, and no other.
-        """
-        waiting = [s for _, s in bound if self.scheduler.ahead(s) > 1]
-        return self._depth == 1 and bool(waiting) and all(s.request.params.plainly_greedy for s in waiting)
 
     def _allowed(
         self, bound: list[tuple[int, Sequence]], guesses: Guesses | None, deltas: list[OutputDelta], hopeful: bool
@@ -327,10 +320,10 @@ class EngineCore:
         self.scheduler.step_read(plan.number)
         now = time.perf_counter()
         if flight.guesses is not None:
-            self._read_guessed(_sampled(plan), flight.guesses, output, now, deltas)
+            self._read_guessed(sampled(plan), flight.guesses, output, now, deltas)
         else:
             wrong: list[tuple[int, Sequence]] = []
-            for row, (sequence, token) in enumerate(zip(_sampled(plan), output.token_ids, strict=True)):
+            for row, (sequence, token) in enumerate(zip(sampled(plan), output.token_ids, strict=True)):
                 if sequence.status is Status.FINISHED or sequence in flight.void:
                     continue  # one token too many
                 if sequence.matcher is not None:
@@ -502,13 +495,6 @@ class EngineCore:
             return 1.0
         rate = (len(times) - 1) / (times[-1] - times[0])
         return min(60.0, max(1.0, 0.5 * self.queue_depth / rate))
-
-
-def _sampled(plan: Plan) -> list[Sequence]:
-    """The step's sequences of which a token is sampled."""
-    if plan.step.sample.all():
-        return plan.sequences
-    return [s for s, sampled in zip(plan.sequences, plan.step.sample, strict=True) if sampled]
 
 
 def _wrap(seed: int) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from stille.engine.model_runner import StepHandle
 from stille.engine.sampling_state import Guesses
-from stille.engine.scheduler import Plan
+from stille.engine.scheduler import Plan, Scheduler
 from stille.engine.sequence import Sequence
 
 
@@ -26,3 +26,23 @@ class Flight:
     hopeful: bool = False
     void: set[Sequence] = field(default_factory=set)
     again: tuple[list[Sequence], StepHandle] | None = None
+
+
+def sampled(plan: Plan) -> list[Sequence]:
+    """The step's sequences of which a token is sampled."""
+    if plan.step.sample.all():
+        return plan.sequences
+    return [s for s, sampled in zip(plan.sequences, plan.step.sample, strict=True) if sampled]
+
+
+def may_hope(bound: list[tuple[int, Sequence]], scheduler: Scheduler) -> bool:
+    """Whether to sample before grammars are asked, as they would have to wait for a token in flight.
+
+    A greedy token that turns out to be allowed is the one that a mask would have left; others are chosen again, for
+    which their sequence waits, and no other.
+
+    Args:
+        bound: sampled rows of a planned step whose sequence has a grammar.
+    """
+    waiting = [s for _, s in bound if scheduler.ahead(s) > 1]
+    return bool(waiting) and all(s.request.params.plainly_greedy for s in waiting)

@@ -82,7 +82,7 @@ class Fleet:
     ):  # fmt: skip
         if shards < 1:
             raise VideoError(f"shards is {shards}; expected 1 or more")
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]
 
         self._own_cluster = not ray.is_initialized()
         if self._own_cluster:

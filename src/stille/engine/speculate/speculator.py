@@ -112,6 +112,21 @@ class Speculator:
             return False
         return True
 
+    def promising(self, answers: Sequence[Answer], room: int) -> bool:
+        """Whether guesses are worth waiting for the steps in flight, from which the next token of each answer comes.
+
+        What would be guessed without that token is told by those before it: if it is as expected, the rest remains.
+        """
+        if len(answers) <= self._heads:
+            return True
+        drafts = [self._draft(answer) for answer in answers]
+        if not any(len(draft.tokens) > 1 for draft in drafts):
+            return False
+        chances = [
+            [draft.chances[0] * draft.chances[1], *draft.chances[2:]] if draft.tokens[1:] else [] for draft in drafts
+        ]
+        return choose(len(answers), chances, self.costs, room)[1] >= _LEAST_GAIN
+
     def propose(self, answers: Sequence[Answer], room: int) -> dict[Answer, list[int]]:
         """Guesses to check in the next step; empty if a step without is expected to be as good.
 
