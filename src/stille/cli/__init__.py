@@ -75,8 +75,8 @@ def _complain(error: Exception) -> None:
     message = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, ModuleNotFoundError):
         asked = set(sys.argv[1:4])
-        extra = "agents" if "agent" in asked else "video,scale" if "scale" in asked else "serve"
-        extra = "video,web" if "--page" in sys.argv else "video" if asked & {"watch", "video"} else extra
+        parts = {"agent": "agents", "scale": "video,scale", "watch": "video", "video": "video"}
+        extra = next((parts[word] for word in parts if word in asked), "serve")
         message = f"{message}; install what this command needs with: pip install 'stille[{extra}]'"
     red, plain = ("\x1b[31m", "\x1b[0m") if sys.stderr.isatty() else ("", "")
     print(f"{red}error:{plain} {message}", file=sys.stderr)
