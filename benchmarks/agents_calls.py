@@ -209,7 +209,7 @@ def main() -> int:
     for each in total.wrong[:20]:
         print("WRONG", each)
     wrong, seconds = total.forbidden + total.invalid, time.perf_counter() - begun
-    command = f"python benchmarks/agents_calls.py --answers {options.answers} --processes {options.processes}"
+    command = f"python benchmarks/agents_calls.py {ledger.arguments()}".strip()
     machine = ledger.describe_machine()
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in total.kinds.most_common())
     records = [

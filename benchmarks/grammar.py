@@ -89,7 +89,7 @@ def cost(llm: LLM, batch: int, options: argparse.Namespace) -> ledger.Record:
     kind, suffix = "gpu." if torch.cuda.is_available() else "", "" if batch == 1 else f".batch{batch}"
     return ledger.measure(
         f"grammar.{kind}overhead{suffix}", 100 * (bound - free) / free, "%", goal="value <= 5",
-        machine=ledger.describe_machine(), command="python benchmarks/grammar.py",
+        machine=ledger.describe_machine(), command=f"python benchmarks/grammar.py {ledger.arguments()}".strip(),
         notes=f"Time that a grammar for every sequence adds to decoding, {batch} at once, {options.model}. "
         f"{options.tokens} tokens each, prompts included: {1e3 * bound / options.tokens:.3f} against "
         f"{1e3 * free / options.tokens:.3f} ms a step, medians of {options.rounds} in turn.",
@@ -149,9 +149,7 @@ def validity(options: argparse.Namespace) -> list[ledger.Record]:
         partial_file.replace(options.tally)
     for each in total.wrong[:20]:
         print("WRONG", each)
-    command = (
-        f"python benchmarks/grammar.py --schemas FOLDER --answers {options.answers} --processes {options.processes}"
-    )
+    command = f"python benchmarks/grammar.py {ledger.arguments()}"
     machine = ledger.describe_machine()
     return [
         ledger.measure(

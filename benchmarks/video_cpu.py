@@ -175,7 +175,7 @@ def to_annexb(film: Path, raw: Path) -> None:
 
 
 def record(way: str, origin: str, outcome: Outcome, options: argparse.Namespace) -> list[ledger.Record]:
-    command = "python benchmarks/video_cpu.py"
+    command = f"python benchmarks/video_cpu.py {ledger.arguments()}".strip()
     where = "files" if origin == "file" else "an RTSP server"
     what = f"{CAMERAS} cameras at {FPS} FPS from {where} on {CORES} cores, {way}"
     more = (

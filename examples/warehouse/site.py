@@ -24,7 +24,7 @@ from stille.evals.warehouse.layout import layout
 from stille.evals.warehouse.rules_file import rules_yaml
 from stille.evals.warehouse.shown import SEEN, shown
 from stille.evals.warehouse.story import story
-from stille.video.films import Film
+from stille.video.film import Film
 from stille.video.types import KINDS
 
 RULES = Path(__file__).with_name("rules.yaml")

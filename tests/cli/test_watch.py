@@ -59,6 +59,10 @@ def test_a_film_becomes_events(hall, stille_here, tmp_path):
         (("--webhook", "https://example.org/hook"), "STILLE_WEBHOOK_SECRET"),
         (("--gate", "maybe"), "choose off, on or shadow"),
         (("--mqtt", "broker:mqtts"), "HOST:PORT"),
+        (("--nats", "http://broker"), "expected nats://HOST:PORT"),
+        (("--verify", "twice"), "verifier 'twice' is unknown"),
+        (("--preview", "here"), "expected PORT or"),
+        (("--annotate", "seen.avi"), "ends in .mp4"),
     ],
 )
 def test_what_is_wrong_is_one_line(hall, stille_here, tmp_path, change, told):

@@ -78,24 +78,6 @@ def test_a_preview_of_a_file_that_acts_as_a_camera(hall, spawn, tmp_path):
     assert frames_of(tmp_path / "seen.mp4") >= 1
 
 
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        (("--verify", "twice"), "verifier 'twice' is unknown"),
-        (("--preview", "here"), "expected PORT or"),
-        (("--annotate", "seen.avi"), "ends in .mp4"),
-        (("--nats", "http://broker"), "expected nats://HOST:PORT"),
-    ],
-)
-def test_what_is_wrong_is_one_line(hall, stille_here, tmp_path, change, told):
-    run = stille_here(
-        "watch", f"{hall / 'hall.mp4'}#name=hall", "--rules", hall / "rules.yaml", "--model", hall / "model",
-        "--out", tmp_path / "out", *change,
-    )  # fmt: skip
-    assert run.returncode == 2
-    assert told in run.stderr
-
-
 def test_without_a_model(hall, stille_here, tmp_path, monkeypatch):
     monkeypatch.setattr("stille.video.weights.BUNDLED", tmp_path)
     run = stille_here("watch", f"{hall / 'hall.mp4'}#name=hall", "--rules", hall / "rules.yaml")

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from stille.video.annotate import ALARM, Annotator, draw, label, zones_of
 from stille.video.errors import VideoError
 from stille.video.evidence import hidden
-from stille.video.films import Film, Films
+from stille.video.film import Film
+from stille.video.films import Films
 from stille.video.preview import VIEWERS, Preview
 from stille.video.rules import parse_rules
 from stille.video.types import Event, Frame, Seen
@@ -157,7 +158,7 @@ def test_films_of_two_cameras_with_gaps_and_changing_sizes(tmp_path):
 
 
 def test_a_film_can_be_read_while_it_grows(tmp_path):
-    film = Film(tmp_path / "live.mp4", (160, 96))
+    film = Film(tmp_path / "live.mp4", (160, 96), grows=True)
     for i in range(120):
         film.write(noise(index=i).image_HW3, i / 10)
     with av.open(str(tmp_path / "live.mp4")) as growing:  # as a kill would leave it

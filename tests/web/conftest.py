@@ -49,9 +49,12 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def browser():
-    """Chromium without a window: Debian's, or the one that Playwright has fetched."""
+    """Chromium without a window: Debian's, or the one that Playwright has fetched.
+
+    Not kept for other tests: Playwright's event loop runs as long as it is open, and asyncio would refuse them another.
+    """
     sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     found = shutil.which("chromium") or shutil.which("chromium-browser")
     with sync.sync_playwright() as playwright:

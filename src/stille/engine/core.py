@@ -260,8 +260,7 @@ class EngineCore:
     def _launch(self, plan: Plan, deltas: list[OutputDelta]) -> None:
         for sequence in plan.admitted:
             request = sequence.request
-            seed = _wrap(request.seed + sequence.index)
-            self.runner.assign(sequence.slot, request.params, seed, request.prompt_ids, sequence.output_ids)
+            self.runner.assign(sequence.slot, request.params, sequence.seed, request.prompt_ids, sequence.output_ids)
             if self._queued.pop(request.request_id, None) is not None:
                 self.metrics.queue_time.observe(time.perf_counter() - request.arrival)
         guesses, sequences = None, plan.step.num_seqs
@@ -318,11 +317,10 @@ class EngineCore:
         flight = self._launched.popleft()
         plan, output = flight.plan, flight.handle.result()
         self.scheduler.step_read(plan.number)
-        now = time.perf_counter()
+        now, wrong = time.perf_counter(), []
         if flight.guesses is not None:
             self._read_guessed(sampled(plan), flight.guesses, output, now, deltas)
         else:
-            wrong: list[tuple[int, Sequence]] = []
             for row, (sequence, token) in enumerate(zip(sampled(plan), output.token_ids, strict=True)):
                 if sequence.status is Status.FINISHED or sequence in flight.void:
                     continue  # one token too many
@@ -340,8 +338,9 @@ class EngineCore:
         if flight.again is not None:
             self._take_again(*flight.again, deltas)
         if output.drafts is not None and self.speculator is not None:
+            stale = flight.void.union(sequence for _, sequence in wrong)
             for sequence, tokens, chances in zip(dict.fromkeys(plan.sequences), *output.drafts, strict=True):
-                if sequence.status is Status.DECODE:
+                if sequence.status is Status.DECODE and sequence not in stale:
                     self.speculator.hear(sequence, tokens, chances)
 
     def _choose_again(self, flight: Flight, wrong: list[tuple[int, Sequence]], deltas: list[OutputDelta]) -> None:
@@ -495,8 +494,3 @@ class EngineCore:
             return 1.0
         rate = (len(times) - 1) / (times[-1] - times[0])
         return min(60.0, max(1.0, 0.5 * self.queue_depth / rate))
-
-
-def _wrap(seed: int) -> int:
-    """As a signed 64-bit integer."""
-    return (seed + 2**63) % 2**64 - 2**63

@@ -82,6 +82,11 @@ class Sequence:
         return struct.pack("<d", self.budget) if self.budget else b""
 
     @property
+    def seed(self) -> int:
+        """Its own among its request's, a signed 64-bit integer."""
+        return (self.request.seed + self.index + 2**63) % 2**64 - 2**63
+
+    @property
     def num_prompt(self) -> int:
         return len(self.request.prompt_ids)
 

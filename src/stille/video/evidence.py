@@ -16,12 +16,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from fractions import Fraction
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
+from stille.video.film import Film
 from stille.video.types import KINDS, Event, Frame, Seen
 
 log = logging.getLogger(__name__)
@@ -149,26 +149,12 @@ def _mark(image_HW3: np.ndarray, box: np.ndarray) -> None:
 
 def write_clip(file: IO[bytes], case: Case) -> None:
     """MP4 of the frames, heads hidden, at the speed at which they were taken."""
-    import av
-
-    width, height = (size - size % 2 for size in case.frames[-1].size)
-    with av.open(file, "w", format="mp4", options={"movflags": "faststart"}) as container:
-        codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-        stream = container.add_stream(codec, rate=25)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
-        stream.codec_context.thread_count = 1
-        if codec == "libx264":
-            stream.codec_context.options = {"preset": "veryfast", "crf": "26"}
-        last = -1
+    film = Film(file, case.frames[-1].size)
+    try:
         for frame in case.frames:
-            image = av.VideoFrame.from_ndarray(np.ascontiguousarray(hidden(frame, case.seen)), format="rgb24")
-            if (image.width, image.height) != (width, height):
-                image = image.reformat(width, height)
-            last = image.pts = max(last + 1, round(1000 * (frame.time - case.frames[0].time)))
-            image.time_base = Fraction(1, 1000)
-            container.mux(stream.encode(image))
-        container.mux(stream.encode())
+            film.write(hidden(frame, case.seen), frame.time - case.frames[0].time)
+    finally:
+        film.close()
 
 
 @contextmanager

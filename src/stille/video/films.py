@@ -6,18 +6,13 @@ import logging
 import queue
 import threading
 from collections import Counter
-from fractions import Fraction
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from stille.video.annotate import Moment
 from stille.video.errors import VideoError
+from stille.video.film import Film
 
 log = logging.getLogger(__name__)
-KEYFRAMES = 20
-"""Frames from one keyframe to the next: what a killed process loses of a film at most."""
 
 
 class Films:
@@ -84,7 +79,7 @@ class Films:
         try:
             if camera not in self._films:
                 self.paths[camera] = path = self._path(camera)
-                self._films[camera] = Film(path, moment.frame.size)
+                self._films[camera] = Film(path, moment.frame.size, grows=True)
                 self._begun[camera] = moment.frame.time
             film = self._films[camera]
             if film is not None:
@@ -102,51 +97,3 @@ class Films:
             number += 1
             path = self.path.with_name(f"{name}-{number}.mp4")
         return path
-
-
-class Film:
-    """One file. The MP4 is in fragments: it can be watched while it grows, and after a kill.
-
-    Args:
-        size: width and height; pictures of another size are scaled to it.
-
-    Raises:
-        OSError: the file cannot be made (PyAV's errors are of this type).
-    """
-
-    def __init__(self, path: str | Path, size: tuple[int, int]):
-        import av
-
-        flags = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"}
-        self._container = av.open(str(path), "w", format="mp4", options=flags)
-        codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-        self._stream: Any = self._container.add_stream(codec, rate=25)
-        self._size = self._stream.width, self._stream.height = size[0] - size[0] % 2, size[1] - size[1] % 2
-        self._stream.pix_fmt = "yuv420p"
-        context = self._stream.codec_context
-        context.time_base = self._stream.time_base = Fraction(1, 1000)
-        context.gop_size, context.thread_count = KEYFRAMES, 1
-        if codec == "libx264":
-            context.options = {"preset": "veryfast", "crf": "25"}
-        self._last = -1
-
-    def write(self, image_HW3: np.ndarray, seconds: float) -> None:
-        """
-        Args:
-            image_HW3: uint8 RGB.
-            seconds: since the beginning; at least a millisecond after the picture before.
-        """
-        import av
-
-        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(image_HW3), format="rgb24")
-        if (picture.width, picture.height) != self._size:
-            picture = picture.reformat(*self._size)
-        picture.pts = self._last = max(self._last + 1, round(1000 * seconds))
-        picture.time_base = Fraction(1, 1000)
-        self._container.mux(self._stream.encode(picture))
-
-    def close(self) -> None:
-        """With the pictures that the encoder still holds."""
-        if self._last >= 0:
-            self._container.mux(self._stream.encode())
-        self._container.close()
