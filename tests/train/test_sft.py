@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,12 +28,14 @@ from stille.train.sft import (
     fine_tune,
     judge,
     make_sft,
+    own,
     pack,
     prepare_conversations,
     read_conversations,
     render_all,
     steps_of,
 )
+from stille.train.sft.conversations import learned
 from stille.train.sft.data import AnswerBatches, learned_batch, turns
 from stille.train.sft.loop import AnswerObjective
 from stille.train.weights import World
@@ -219,6 +222,28 @@ class TestReading:
         with pytest.raises(ConfigError, match="fits into 8 tokens"):
             prepare_conversations(files, tiny, 8)
 
+    def test_rows_are_kept_and_taken_while_nothing_changed(self, tiny, files, tmp_path):
+        kept = tmp_path / "rows"
+
+        def prepared(**options):
+            return prepare_conversations(files, tiny, 768, held_out=0.3, kept=kept, **options)
+
+        first = prepared()
+        (file,) = kept.iterdir()
+        before = file.stat().st_mtime_ns
+        again = prepared()
+        assert again.told() == first.told()
+        assert (again.train.tokens == first.train.tokens).all()
+        assert (again.train.learned == first.train.learned).all()
+        assert file.stat().st_mtime_ns == before
+        file.write_bytes(file.read_bytes()[:-100])  # damaged: made again
+        assert prepared().told() == first.told()
+        assert file.stat().st_mtime_ns != before
+        assert prepared(seed=1).told() != first.told()
+        assert len(list(kept.iterdir())) == 2
+        files[0].write_text(files[0].read_text() + json.dumps(with_tools("another dog")) + "\n")
+        assert prepared().told() != first.told()
+
 
 class TestPacking:
     @given(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.integers(20, 50), st.integers(0, 3))
@@ -383,3 +408,24 @@ class TestRuns:
         for changes in ({"loss": LossWeights(kl=1.0)}, {"parallel": "fsdp"}):
             with pytest.raises(ConfigError, match="one loss"):
                 fine_tune(fresh(tiny_checkpoint), rows, settings(**changes), tmp_path)
+
+
+def test_a_models_own_answers_are_conversations_to_learn_from(tiny_checkpoint, tmp_path):
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "own.jsonl"
+    asked = [[{"role": "user", "content": f"number {n}"}] for n in range(24)]
+    asked.append([*asked[0], {"role": "assistant", "content": "one"}, {"role": "user", "content": "and?"}])
+    prompts.write_text("".join(json.dumps({"messages": each}) + "\n" for each in asked))
+    options = dict(prompts=[prompts], out=out, model=str(tiny_checkpoint), most=64, temperature=5.0, device="cpu")
+    own.main(**options, count=None, batch=8, seed=3)
+    text = out.read_text()
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert 0 < len(rows) < len(asked)  # some ended, the others were cut
+    for row, each in zip(rows, read_conversations([out]), strict=True):
+        assert row["messages"][-1]["content"].strip()
+        assert [learned(message) for message in each.messages] == [False] * (len(each.messages) - 1) + [True]
+    own.main(**options, count=None, batch=3, seed=3)
+    assert out.read_text() == text
+    prompts.write_text("")
+    with pytest.raises(typer.BadParameter, match="no prompt"):
+        own.main(**options, count=None, batch=3, seed=3)
+    assert len(list(tmp_path.iterdir())) == 2  # nothing half-written

@@ -126,7 +126,7 @@ def command(
         size = sum(file.stat().st_size for file in data if file.exists())
         found = prepare_conversations(
             data, loaded, length, held_out=held_out, validation=validation or [], seed=seed,
-            workers=workers or (1 if size < 1 << 24 else min(16, os.cpu_count() or 1)),
+            workers=workers or (1 if size < 1 << 24 else min(16, os.cpu_count() or 1)), kept=out / "rows",
         )  # fmt: skip
         settings = _settings(ctx, config, world, length, lambda batch: steps_of(found, batch, epochs or 1.0))
         if world.main:

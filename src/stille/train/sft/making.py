@@ -4,7 +4,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,14 @@ from stille.train.export import export, export_delta
 from stille.train.loop import Progress, Result
 from stille.train.sft.conversations import Conversation, read_conversations
 from stille.train.sft.data import Rows, pack, render_all
+from stille.train.sft.kept import key_of, read_rows, write_rows
 from stille.train.sft.loop import fine_tune, judge
-from stille.train.sft.render import Renderer
+from stille.train.sft.render import Rendered, Renderer
 from stille.train.weights import World
 
 MODEL, REPORT = "model", "report.json"
+TRAIN, HELD_OUT = "train", "held out"
+FEW = 4096  # conversations that are rendered faster than other processes start
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ def prepare_conversations(
     validation: Sequence[Path] = (),
     seed: int = 0,
     workers: int = 1,
+    kept: Path | None = None,
 ) -> SftData:
     """Rows of the conversations of files.
 
@@ -67,12 +71,38 @@ def prepare_conversations(
         validation: files whose conversations only judge.
         seed: of the packing.
         workers: processes that render.
+        kept: folder where rows are kept; rows of the same files and settings that are there are taken.
 
     Raises:
         ConfigError: files cannot be read or rendered, or nothing is left to learn from.
     """
     if not 0 <= held_out < 1:
         raise ConfigError(f"held_out={held_out}, expected a share from 0 to below 1.")
+    file: Path | None = None
+    if kept is not None:
+        try:
+            parts = {"train": files, "validation": validation}
+            settings = {"length": length, "held_out": held_out, "seed": seed}
+            file = kept / f"rows-{key_of(parts, loaded.tokenizer, loaded.eos_token_ids, **settings)}.npz"
+        except OSError as error:
+            raise ConfigError(f"the conversations cannot be read: {error}.") from error
+        if (found := read_rows(file)) is not None:
+            return _as_data(found)
+    rows = _made(files, loaded, length, held_out, validation, seed, workers)
+    if file is not None:
+        write_rows(file, rows)
+    return _as_data(rows)
+
+
+def _as_data(rows: Mapping[str, Rows]) -> SftData:
+    apart = {name: each for name, each in rows.items() if name not in (TRAIN, HELD_OUT)}
+    return SftData(rows[TRAIN], rows.get(HELD_OUT), apart)
+
+
+def _made(
+    files: Sequence[Path], loaded: LoadedModel, length: int, held_out: float, validation: Sequence[Path], seed: int,
+    workers: int,
+) -> dict[str, Rows]:  # fmt: skip
     renderer = Renderer(loaded.tokenizer, loaded.eos_token_ids)
     every = _different(files)
     judging = _different(validation) if validation else [each for each in every if each.held_out(held_out)]
@@ -80,13 +110,14 @@ def prepare_conversations(
     learning = [each for each in every if each.key not in known]
     if not learning:
         raise ConfigError(f"of {len(every)} conversations none is left to learn from, {len(judging)} are held out.")
-    rows = [pack(render_all(each, renderer, workers), length, seed) if each else None for each in (learning, judging)]
-    assert rows[0] is not None
-    apart = {
-        file.name: pack(render_all(_different([file]), renderer, workers), length, seed)
-        for file in (validation if len(validation) > 1 else ())
-    }
-    return SftData(rows[0], rows[1], apart)
+    wanted = {TRAIN: learning, HELD_OUT: judging}
+    if len(validation) > 1:
+        wanted |= {file.name: _different([file]) for file in validation}
+
+    def rendered(each: Sequence[Conversation]) -> Iterator[Rendered]:
+        return render_all(each, renderer, workers if len(each) >= FEW else 1)
+
+    return {name: pack(rendered(each), length, seed) for name, each in wanted.items() if each}
 
 
 def _different(files: Sequence[Path]) -> list[Conversation]:
