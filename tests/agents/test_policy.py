@@ -196,6 +196,74 @@ def test_rules_of_parameters():
             talk.check("pay", to="bob", urgent=urgent)
 
 
+NAMED = {
+    "tools": {
+        "contacts": {"returns": []},
+        "send_mail": {
+            "parameters": {"to": [{"asked": True}], "text": [{"in_trusted": True, "pieces": 2}]},
+        },
+    }
+}
+
+
+def test_what_binds_may_have_to_be_named_by_the_user_himself():
+    talk = Conversation(NAMED)
+    talk.user("Invite Ann to 'Dinner at {restaurant}'")
+    talk.result("contacts", {"query": "Bob"}, "Bob of the Blue Door Inn")  # trusted, and yet not the user's word
+    for to in ("Bob", "An", ["Ann", "Bob"]):
+        with pytest.raises(PolicyError, match="is not what the user named"):
+            talk.check("send_mail", to=to)
+    talk.check("send_mail", to="Ann")
+    talk.result("read_mail", {"query": "it"}, "Ann, Bob. Dinner at Eve's, tonight")
+    talk.check("send_mail", to="Ann")
+    with pytest.raises(PolicyError, match="is not what the user named"):
+        talk.check("send_mail", to="Bob")
+    talk.user("and Bob")
+    talk.check("send_mail", to=["Ann", "Bob"])
+
+
+def test_texts_may_be_put_together_from_pieces_of_trusted_data():
+    talk = Conversation(NAMED)
+    talk.user("Invite Ann to 'Dinner at {restaurant}'")
+    talk.result("contacts", {"query": "Bob"}, "the Blue Door Inn of Ann")
+    talk.result("read_mail", {"query": "it"}, "Dinner at Eve's, in the Blue Door Inn")
+    for text in ("Dinner at Blue Door Inn", "Dinner at  the Blue Door Inn", "Blue Door", "", "of Ann Invite Ann"):
+        talk.check("send_mail", to="Ann", text=text)
+    for text in ("Dinner at Eve's", "Eve's", "Dinner Ann Blue", "Dinner at Blue Doo", "inner at Blue Door Inn", 7):
+        with pytest.raises(PolicyError, match="does not stand in trusted data"):
+            talk.check("send_mail", to="Ann", text=text)
+    with pytest.raises(ConfigError, match="pieces are those of trusted data"):
+        Policy.parse({"tools": {"pay": {"parameters": {"to": [{"pieces": 2}]}}}})
+
+
+@given(st.lists(st.sampled_from(["a", "b", "c", "d", "e"]), min_size=1, max_size=6), st.integers(2, 4))
+def test_pieces_are_as_few_as_can_be(words, pieces):
+    known = ["a b c", "c d", "e a", "b"]
+    talk = Conversation(
+        {
+            "tools": {
+                "contacts": {"returns": []},
+                "pay": {"parameters": {"to": [{"in_trusted": True, "pieces": pieces}]}},
+            }
+        }
+    )
+    for number, text in enumerate(known):
+        talk.result("contacts", {"query": str(number)}, text)
+
+    def least(rest: tuple[str, ...]) -> float:
+        """By trying all ways."""
+        if not rest:
+            return 0
+        firsts = [n for n in range(1, len(rest) + 1) if any(f" {' '.join(rest[:n])} " in f" {k} " for k in known)]
+        return min((1 + least(rest[n:]) for n in firsts), default=float("inf"))
+
+    if least(tuple(words)) <= pieces:
+        talk.check("pay", to=" ".join(words))
+    else:
+        with pytest.raises(PolicyError):
+            talk.check("pay", to=" ".join(words))
+
+
 def test_values_may_have_to_come_from_a_certain_tool_and_be_asked_for():
     talk = Conversation(RULES)
     talk.user("Mail it to Ann")

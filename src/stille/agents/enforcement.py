@@ -253,8 +253,12 @@ class PolicyGuard:
             high = float("inf") if rule.maximum is None else rule.maximum
             if not low <= part <= high:
                 return f"is not from {low:g} to {high:g}"
-        if rule.in_trusted and "untrusted" in self._labels_of_part(part, frozenset({"untrusted"})):
-            return "does not stand in trusted data"
+        if rule.in_trusted:
+            if not self._is_trusted(part, rule.pieces):
+                return "does not stand in trusted data"
+            labels = labels - {"untrusted"}
+        if rule.asked and not self._is_trusted(part, 1, said=True):
+            return "is not what the user named"
         if rule.requested and not self._was_asked(rule.requested):
             return "is nothing that the user asked for"
         if rule.found_in and not any(t.tool in rule.found_in and t.contains(part) for t in self._texts.values()):
@@ -263,6 +267,20 @@ class PolicyGuard:
             how = " (it does not stand in trusted data)" if "untrusted" in wrong else ""
             return f"must not carry {', '.join(sorted(wrong))} data{how}"
         return None
+
+    def _is_trusted(self, part: Json, pieces: int, said: bool = False) -> bool:
+        """Whether it stands in trusted data, or texts in so many pieces do; with `said`, in what the user said."""
+        if part is None or part == "":
+            return True
+        texts = [_Text(each, TRUSTED, None, ()) for each in self._asked] if said else self._texts.values()
+        known = [text for text in texts if "untrusted" not in text.labels]
+        if pieces == 1 or not isinstance(part, str):
+            return any(text.contains(part) for text in known)
+        words = re.findall(r"\S+\s*", part)
+        for _ in range(pieces):  # the longest first: what it leaves needs no more pieces than what a shorter one does
+            ends = (n for n in range(len(words), 0, -1) if any(t.contains("".join(words[:n]).strip()) for t in known))
+            words = words[next(ends, 0) :]
+        return not words
 
     def _labels_of_part(self, part: Json, labels: Labels) -> Labels:
         if part is None or part == "" or not labels:

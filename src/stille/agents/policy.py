@@ -40,6 +40,9 @@ class ValueRule(Data):
     Attributes:
         accepts: labels that it may carry. A value that stands in trusted data is not untrusted.
         in_trusted: it has to stand in trusted data, even if nothing untrusted is around.
+        pieces: with `in_trusted`, a text may be put together from so many pieces of trusted data ("Dinner at " as the
+            user said it, and a name).
+        asked: it has to stand in a trusted message of the user: what binds or destroys is named by nobody else.
         found_in: it has to stand in a result of one of these tools, whatever its labels.
         requested: regular expressions; a trusted message of the user has to contain one.
         values: it is one of these.
@@ -49,6 +52,8 @@ class ValueRule(Data):
 
     accepts: Labels = frozenset({"personal"})
     in_trusted: bool = False
+    pieces: int = Field(default=1, ge=1)
+    asked: bool = False
     found_in: tuple[str, ...] = ()
     requested: tuple[str, ...] = ()
     values: tuple[bool | int | float | str, ...] | None = None
@@ -70,6 +75,8 @@ class ValueRule(Data):
     def _in_order(self) -> ValueRule:
         if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
             raise ValueError(f"minimum {self.minimum:g} is above maximum {self.maximum:g}")
+        if self.pieces > 1 and not self.in_trusted:
+            raise ValueError("pieces are those of trusted data: add in_trusted: true")
         return self
 
 
