@@ -3,13 +3,14 @@
     python benchmarks/agents_tools.py                         # 131 turns and 40 tasks
     python benchmarks/agents_tools.py --json benchmarks/results/agents.json
 
-The sentences (benchmarks/data/agents_tools) were written by hand for this, and nothing is trained on them or on this
-world (stille.evals.toolworld). Answers are greedy and held to the grammar of all tools; whether to call at all is the
-model's to decide. A turn is right if exactly the expected calls were made: the arguments equal, after defaults are
-filled in, people are named in full, and case and white space are dropped. Where something is missing or no tool fits,
-no call is right, whatever is said. A task is right if after its five turns, each led on from what the model itself did
-before, the company's state is the expected one and every expected call was made in its turn; further calls that only
-read do no harm. The baseline is an assistant that never calls.
+The sentences (benchmarks/data/agents_tools) were written by hand for this. Models may have been trained to call the
+same twelve tools in other companies (stille.train.toolcalls.company), but on none of these sentences, nor on the people
+and the state of this one (stille.evals.toolworld). Answers are greedy and held to the grammar of all tools; whether to
+call at all is the model's to decide. A turn is right if exactly the expected calls were made: the arguments equal,
+after defaults are filled in, people are named in full, and case and white space are dropped. Where something is missing
+or no tool fits, no call is right, whatever is said. A task is right if after its five turns, each led on from what the
+model itself did before, the company's state is the expected one and every expected call was made in its turn; further
+calls that only read do no harm. The baseline is an assistant that never calls.
 """
 
 from __future__ import annotations
@@ -28,10 +29,9 @@ from typing import Any
 
 from stille import LLM, ledger
 from stille.agents.evals import wilson
-from stille.agents.tools import tool
 from stille.engine.tool_grammar import Function
 from stille.evals.tool_calls import Asked, Player, ToolCaller, converse
-from stille.evals.toolworld import SYSTEM, Company
+from stille.evals.toolworld import SYSTEM, Company, specs
 
 DATA = Path(__file__).parent / "data" / "agents_tools"
 STEPS = 4
@@ -98,8 +98,7 @@ def expected(turn: Mapping[str, Any]) -> list[Call]:
 @functools.cache
 def functions() -> list[Function]:
     """The company's tools as models see them."""
-    made = [tool(method) for method in Company().tools().values()]
-    return [Function(each.name, each.description, each.parameters) for each in made]
+    return [Function(**each["function"]) for each in specs()]
 
 
 def play_turn(turn: Mapping[str, Any]) -> Player[Scored]:

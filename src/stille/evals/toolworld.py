@@ -1,7 +1,8 @@
 """A small company whose calendar, invoices, tickets and files twelve tools work on, with exact state.
 
-For evaluation only (benchmarks/agents_tools.py): nothing that is trained may see this world, its people, its tools or
-the sentences about it. It is deterministic: the same calls give the same results, ids included.
+The twelve tools are known to training (stille.train.toolcalls.company), which has other people, companies and things:
+the state below, and the sentences about it (benchmarks/agents_tools.py), are for evaluation only, and nothing that is
+trained may see them. It is deterministic: the same calls give the same results, ids included.
 """
 
 from __future__ import annotations
@@ -39,30 +40,22 @@ class State:
 
 class Company:
     """The simulated company. Its public methods other than `tools`, `call`, `canonical`, `reset` and `snapshot` are the
-    tools; they raise ValueError with a message for the caller."""
+    tools; they raise ValueError with a message for the caller.
 
-    def __init__(self) -> None:
+    Args:
+        state: of the first morning; None: that of the evaluation.
+        house: name of the company itself, which is no customer.
+    """
+
+    def __init__(self, state: State | None = None, house: str = "") -> None:
+        self._first, self.house = state or _evaluated(), house or HOUSE
         self.reset()
 
     def reset(self) -> None:
         """Back to the morning of the first day."""
-        self.state = State(
-            contacts={name: {"email": email, "company": company} for name, email, company in _PEOPLE},
-            events={
-                f"EV-{number}": {"title": title, "date": date, "time": time, "minutes": minutes, "attendees": attendees}
-                for number, (title, date, time, minutes, attendees) in enumerate(copy.deepcopy(_EVENTS), 1)
-            },
-            invoices={
-                f"INV-{number}": {"customer": customer, "amount": amount, "due_date": due, "status": status}
-                for number, (customer, amount, due, status) in enumerate(_INVOICES, 101)
-            },
-            tickets={
-                f"T-{number}": {"title": title, "priority": priority, "assignee": assignee, "status": status}
-                for number, (title, priority, assignee, status) in enumerate(_TICKETS, 21)
-            },
-            files={name: [] for name in _FILES},
-        )
-        self._last = {"EV": len(_EVENTS), "INV": 100 + len(_INVOICES), "T": 20 + len(_TICKETS)}
+        self.state = copy.deepcopy(self._first)
+        kinds = {"EV": self.state.events, "INV": self.state.invoices, "T": self.state.tickets}
+        self._last = {kind: max((int(id.split("-")[1]) for id in things), default=0) for kind, things in kinds.items()}
 
     def snapshot(self) -> dict[str, Any]:
         """The state, with texts in one form, for comparison."""
@@ -277,7 +270,7 @@ class Company:
         """The full name for one that says whose it is: all of it, or its beginning or end in whole words."""
         wanted = " ".join(name.casefold().split())
         if companies:
-            known = {each["company"] for each in self.state.contacts.values()} - {HOUSE}
+            known = {each["company"] for each in self.state.contacts.values()} - {self.house}
         else:
             known = set(self.state.contacts)
         fitting = [each for each in known if wanted and f" {wanted} " in f" {each.casefold()} "]
@@ -298,6 +291,21 @@ TOOLS = (
     "find_files",
     "share_file",
 )
+
+
+def specs() -> list[dict[str, Any]]:
+    """The twelve tools as a request in OpenAI's form shows them, in the order of `TOOLS`."""
+    from stille.agents.tools import tool
+
+    made = [tool(method) for method in Company().tools().values()]
+    return [
+        {
+            "type": "function",
+            "function": {"name": each.name, "description": each.description, "parameters": dict(each.parameters)},
+        }
+        for each in made
+    ]
+
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "create_event": {"minutes": 60, "attendees": []},
@@ -358,6 +366,25 @@ _FILES = [
     "stock_february.xlsx",
     "workshop_rota_march.xlsx",
 ]
+
+
+def _evaluated() -> State:
+    return State(
+        contacts={name: {"email": email, "company": company} for name, email, company in _PEOPLE},
+        events={
+            f"EV-{number}": {"title": title, "date": date, "time": time, "minutes": minutes, "attendees": attendees}
+            for number, (title, date, time, minutes, attendees) in enumerate(copy.deepcopy(_EVENTS), 1)
+        },
+        invoices={
+            f"INV-{number}": {"customer": customer, "amount": amount, "due_date": due, "status": status}
+            for number, (customer, amount, due, status) in enumerate(_INVOICES, 101)
+        },
+        tickets={
+            f"T-{number}": {"title": title, "priority": priority, "assignee": assignee, "status": status}
+            for number, (title, priority, assignee, status) in enumerate(_TICKETS, 21)
+        },
+        files={name: [] for name in _FILES},
+    )
 
 
 def _date(text: str) -> str:

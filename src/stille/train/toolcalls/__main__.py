@@ -16,13 +16,14 @@ def main(
     seed: Annotated[int, typer.Option(help="Of everything.")] = 0,
     split: Annotated[str, typer.Option(help="train, heldout, or a part of it: phrasings, tools, worlds.")] = "train",
     workers: Annotated[int, typer.Option(help="Processes; the result is the same.")] = 1,
+    company: Annotated[float, typer.Option(help="Share of conversations in small companies with twelve tools.")] = 0.0,
 ) -> None:
     """Make conversations with tool calls, and say what is in them."""
     statistics, scratch = Statistics(), out.with_name(f".{out.name}.{os.getpid()}.part")
     chosen: Split = split  # pyright: ignore[reportAssignmentType] - generate refuses others
     try:
         with scratch.open("w", encoding="utf-8") as file:
-            for text, _ in generate(examples, seed, chosen, workers, statistics):
+            for text, _ in generate(examples, seed, chosen, workers, statistics, company):
                 file.write(text + "\n")
         os.replace(scratch, out)
     except StilleError as error:

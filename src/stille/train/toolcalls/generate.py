@@ -14,6 +14,7 @@ from random import Random
 from typing import Any, Literal, get_args
 
 from stille.errors import ConfigError
+from stille.train.toolcalls.company import conversation
 from stille.train.toolcalls.dice import Dice
 from stille.train.toolcalls.kinds import DAYS
 from stille.train.toolcalls.scenarios import SCENARIOS, Talk
@@ -50,13 +51,21 @@ def pool(split: str) -> tuple[Tool, ...]:
     return tuple(tool for tool in all_tools() if place(tool) == wanted)
 
 
-def example(seed: int, number: int, split: Split) -> dict[str, Any]:
+def example(seed: int, number: int, split: Split, company: float = 0.0) -> dict[str, Any]:
     """A conversation.
+
+    Args:
+        seed, number: it follows from both.
+        split: see `Split`.
+        company: share of conversations in small companies (stille.train.toolcalls.company), whose twelve tools are the
+            same in all splits; the others are in the worlds.
 
     Returns:
         "messages" and "tools" in OpenAI's form; "meta": scenario, the tool it is about, the split, the seed of the
         worlds and all calls by the methods' own names, so that they can be executed again.
     """
+    if company and zlib.crc32(f"{seed}/{number}/company".encode()) < company * 2**32:
+        return conversation(seed, number, split)
     part: str = ("phrasings", "tools", "worlds")[number % 3] if split == "heldout" else split
     tools = pool(part)
     turn, place = divmod(number // 3 if split == "heldout" else number, len(tools))
@@ -144,7 +153,12 @@ def _tools(counts: Counter[str], world: str) -> int:
 
 
 def generate(
-    count: int, seed: int = 0, split: Split = "train", workers: int = 1, statistics: Statistics | None = None
+    count: int,
+    seed: int = 0,
+    split: Split = "train",
+    workers: int = 1,
+    statistics: Statistics | None = None,
+    company: float = 0.0,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Different conversations, the same ones whatever the number of processes.
 
@@ -154,19 +168,22 @@ def generate(
         split: see `Split`.
         workers: processes.
         statistics: counts them.
+        company: share of conversations in small companies; see `example`.
 
     Yields:
         The line of JSON and what it says.
 
     Raises:
-        ConfigError: a number below 1, or an unknown split.
+        ConfigError: a number below 1, a share that is none, or an unknown split.
     """
     if count < 1 or workers < 1:
         raise ConfigError(f"examples={count} and workers={workers}, expected at least 1.")
+    if not 0 <= company <= 1:
+        raise ConfigError(f"company={company}, expected a share from 0 to 1.")
     if split not in get_args(Split):
         raise ConfigError(f"split {split!r}, expected one of {', '.join(get_args(Split))}.")
     found, known = statistics or Statistics(), set()
-    for text, row in _numbered(seed, split, workers, count):
+    for text, row in _numbered(seed, split, company, workers, count):
         said = json.dumps([row["messages"], sorted(tool["function"]["name"] for tool in row["tools"])])
         key = hashlib.blake2b(said.encode(), digest_size=8).digest()
         if key in known:
@@ -180,8 +197,10 @@ def generate(
             return
 
 
-def _numbered(seed: int, split: Split, workers: int, count: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    chunks: Iterator[tuple[int, int, Split]] = ((seed, first, split) for first in range(0, 1 << 40, CHUNK))
+def _numbered(
+    seed: int, split: Split, company: float, workers: int, count: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    chunks: Iterator[_Chunk] = ((seed, first, split, company) for first in range(0, 1 << 40, CHUNK))
     if workers == 1:
         for chunk in chunks:
             yield from _chunk(chunk)
@@ -198,7 +217,10 @@ def _numbered(seed: int, split: Split, workers: int, count: int) -> Iterator[tup
                 raise
 
 
-def _chunk(what: tuple[int, int, Split]) -> Sequence[tuple[str, dict[str, Any]]]:
-    seed, first, split = what
-    rows = [example(seed, number, split) for number in range(first, first + CHUNK)]
+_Chunk = tuple[int, int, Split, float]
+
+
+def _chunk(what: _Chunk) -> Sequence[tuple[str, dict[str, Any]]]:
+    seed, first, split, company = what
+    rows = [example(seed, number, split, company) for number in range(first, first + CHUNK)]
     return [(json.dumps(row, ensure_ascii=False), row) for row in rows]
