@@ -19,7 +19,7 @@ from stille.video.training import VideoTrainConfig, judge, train, watch
 from stille.video.training.loop import Progress
 from stille.video.training.matching import match
 from stille.video.training.step import clip_loss, look
-from stille.video.training.trajectories import damage
+from stille.video.training.trajectories import Damage, Luck, damage
 from stille.video.types import NOBODY, Seen
 from tests.video.painted import awake, painted
 
@@ -135,18 +135,23 @@ def test_more_objects_than_queries():
 def test_damage_exchanges_objects_of_a_frame_alone(seed, frames, objects):
     random = torch.Generator().manual_seed(seed)
     present = torch.rand(3, frames, objects, generator=random) < 0.7
-    how = damage(present, 14, quick(steps=1), random)
+
+    def drawn(words: int, **changes: float) -> Damage:
+        config = quick(steps=1, **changes)
+        return damage(present, words, config, Luck.draw(3, frames, objects, words, config, random))
+
+    how = drawn(14)
     everyone = torch.arange(objects).expand(3, frames, objects)
     torch.testing.assert_close(how.source_BTM.sort(-1).values, everyone)
     moved = how.source_BTM != everyone
     assert bool((present & ~how.hidden_BTM)[moved].all())
     assert bool(present.gather(-1, how.source_BTM)[moved].all())
     assert all(len(set(row.tolist())) == objects for row in how.word_BM)
-    few, ever = damage(present, 5, quick(steps=1), random).word_BM, present.any(1)
+    few, ever = drawn(5).word_BM, present.any(1)
     assert bool(((few < 5).sum(1) == min(5, objects)).all())
     assert bool((((few < 5) & ever).sum(1) == ever.sum(1).clamp(max=5)).all())  # those that are ever seen come first
     assert bool(((how.cut_B >= 1) & (how.gap_B >= 0) & (how.gap_B <= 120)).all())
-    again = damage(present, 14, quick(steps=1, occlusion=0, switch=0, gap=0), random)
+    again = drawn(14, occlusion=0, switch=0, gap=0)
     assert not again.hidden_BTM.any()
     assert not again.gap_B.any()
     torch.testing.assert_close(again.source_BTM, everyone)

@@ -49,6 +49,7 @@ def command(
     ] = None,
     recordings_share: Annotated[float, _option(RUN, help="Share of the clips that are recordings.")] = 0.25,
     compile: Annotated[bool, _option(RUN, "--compile", help="The decoder through torch.compile.")] = False,
+    graphs: Annotated[bool, _option(RUN, "--graphs/--no-graphs", help="On a GPU: steps as CUDA graphs.")] = True,
     micro_batch_frames: Annotated[int, _option(RUN, help="Pictures computed at once; 0: all of a step.")] = 0,
     lr: Annotated[float, _option(RUN, help="Peak learning rate.")] = 6e-4,
     warmup: Annotated[int, _option(RUN, help="Steps until the peak.")] = 300,
@@ -85,7 +86,7 @@ def command(
         f"{network.parameter_count:,} parameters, {flops:.2f} GFLOP per frame, on {device_name(place)}", err=True
     )
 
-    helpers = max(0, min(6, (os.cpu_count() or 1) - 3)) if place.type == "cuda" else 0
+    helpers = max(0, min(12, (os.cpu_count() or 1) - 3)) if place.type == "cuda" else 0
     source = Renderer((sizes.width, sizes.height), device=place, workers=helpers)
     others = None
     if recordings is not None:

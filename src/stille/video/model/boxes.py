@@ -20,7 +20,7 @@ def to_centred(box: Tensor) -> Tensor:
 
 def area(box: Tensor) -> Tensor:
     """Of corners; 0 where they are out of order."""
-    return (box[..., 2:] - box[..., :2]).clamp(min=0).prod(-1)
+    return _product(box[..., 2:] - box[..., :2])
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
@@ -32,15 +32,21 @@ def giou(a: Tensor, b: Tensor) -> Tensor:
     """Generalised intersection over union (H. Rezatofighi et al., CVPR 2019), -1 to 1."""
     shared, union = _overlap(a, b)
     low, high = torch.minimum(a[..., :2], b[..., :2]), torch.maximum(a[..., 2:], b[..., 2:])
-    hull = (high - low).clamp(min=0).prod(-1)
+    hull = _product(high - low)
     return shared - (hull - union) / hull.clamp(min=1e-9)
 
 
 def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
-    shared = (high - low).clamp(min=0).prod(-1)
+    shared = _product(high - low)
     union = area(a) + area(b) - shared
     return shared / union.clamp(min=1e-9), union
+
+
+def _product(size: Tensor) -> Tensor:
+    """Of sizes that may be negative. The gradient of `prod` would ask the device how many factors are 0, and wait."""
+    wide, tall = size.clamp(min=0).unbind(-1)
+    return wide * tall
 
 
 def inverse_sigmoid(x: Tensor) -> Tensor:

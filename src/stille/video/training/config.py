@@ -43,6 +43,7 @@ class VideoTrainConfig:
         repeats: how often each rendered clip is shown, every second time mirrored, with other colours.
         recordings_share: of a step's clips, that are recordings; where there are none, none.
         compile: the decoder by `torch.compile`; where that fails, it goes on without.
+        graphs: on GPUs, steps are captured once and replayed, see `passes`; where that fails, it goes on without.
         truncate: frames after which gradients do not go further back in time.
         lr, warmup, weight_decay, clip: of AdamW; rates rise for `warmup` steps, then fall with a cosine to 1 %.
         ema: memory of the averaged weights, which are what is kept; less in the first steps.
@@ -70,6 +71,7 @@ class VideoTrainConfig:
     repeats: int = 2
     recordings_share: float = 0.0
     compile: bool = False
+    graphs: bool = True
     truncate: int = 5
     lr: float = 6e-4
     warmup: int = 300
@@ -112,7 +114,17 @@ class VideoTrainConfig:
 
     def identity(self) -> dict[str, Any]:
         """What a resumed run must have in common with the one before; the length of the run is not part of it."""
-        free = {"steps", "minutes", "save_minutes", "keep", "log_every", "eval_every", "eval_clips", "compile"}
+        free = {
+            "steps",
+            "minutes",
+            "save_minutes",
+            "keep",
+            "log_every",
+            "eval_every",
+            "eval_clips",
+            "compile",
+            "graphs",
+        }
         return {name: value for name, value in asdict(self).items() if name not in free}
 
     @classmethod

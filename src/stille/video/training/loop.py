@@ -9,6 +9,7 @@ import math
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,16 +23,19 @@ from stille.errors import ConfigError
 from stille.train import checkpoint
 from stille.train.watching import Log, Stop
 from stille.video.model import StilleCam, StilleCamNet
+from stille.video.scenes.clips import Clips
 from stille.video.training.config import VideoTrainConfig, rate
-from stille.video.training.feed import Feed, Phase, Source, rows
+from stille.video.training.feed import Feed, Phase, Source, rows, tensors
 from stille.video.training.metrics import judge, tuned, watch, with_thresholds
-from stille.video.training.step import clip_loss
+from stille.video.training.passes import Gradients, Passes
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 HELD_OUT = 1 << 40  # seeds from here on are for evaluation
 TUNED_ON = 1 << 41  # and these for the choice of thresholds
+AHEAD = 2
+"""Steps that a GPU may have before it."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ def train(
     """Train a network; in a folder that holds checkpoints of the same run, go on from the latest.
 
     SIGINT and SIGTERM stop after the current step and save; a second SIGINT interrupts. What does not fit into the
-    device's memory is computed in more turns; where `torch.compile` fails, it goes on without.
+    device's memory is computed in more turns; where CUDA graphs or `torch.compile` fail, it goes on without.
 
     Args:
         network: in float32; it is taken over.
@@ -106,14 +110,20 @@ class _Run:
         self.network, self.source, self.config = network.to(device), source, config
         self.out, self.device, self.on_step = out, device, on_step
         self.averaged = copy.deepcopy(self.network).eval().requires_grad_(False)
-        self.optimizer = _optimizer(self.network, config, device)
+        self.optimizer = _optimizer(self.network, config)
         self.identity = json.dumps({"config": config.identity(), "model": network.config.to_dict()}, sort_keys=True)
         self.step, self.pictures, self.seconds_before, self.finished = 0, 0, 0.0, False
         self.detected_for = 0.0  # share of the run at which identities began
         self.last: dict[str, Any] = {}
         self.told = 0.0, 0  # seconds and pictures at the last line of metrics
+        if recordings is not None and device.type == "cuda":
+            recordings = _pinned(recordings)
         self.feed = Feed(source, recordings, config, device)
         self.at_once = config.micro_batch_frames or math.inf  # pictures
+        self.passes = Passes(self.network, config, device)
+        self.left_out = torch.zeros((), device=device)  # steps whose gradient was not finite
+        self.pairs: list[Any] = []  # averaged tensors, and those that they follow
+        self.behind: deque[Any] = deque()
         self.compiled = config.compile
         if self.compiled:
             for layer in self.network.decoder.layers:
@@ -132,6 +142,7 @@ class _Run:
             with Stop() as stop, _terminated(stop):
                 if not self.finished:
                     self._steps(stop, log)
+                self.passes.free()
             if self.finished:
                 found = self._judged()
                 if not done_before:
@@ -202,13 +213,18 @@ class _Run:
                 self.at_once = max(length, min(self.at_once, phase.clips * length) // 2)
                 logger.warning("step %d: out of memory; now %d pictures at once", self.step, self.at_once)
             except Exception:
-                if not self.compiled:
+                if self.passes.graphs:
+                    logger.warning("capturing steps as CUDA graphs failed; going on without", exc_info=True)
+                    self.passes.graphs = False
+                elif self.compiled:
+                    logger.warning("torch.compile failed; going on without it", exc_info=True)
+                    self.compiled = False
+                    for layer in self.network.decoder.layers:
+                        layer._compiled_call_impl = None
+                else:
                     raise
-                logger.warning("torch.compile failed; going on without it", exc_info=True)
-                self.compiled = False
-                for layer in self.network.decoder.layers:
-                    layer._compiled_call_impl = None
             self.optimizer.zero_grad(set_to_none=True)
+            self.passes.free()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
@@ -217,33 +233,51 @@ class _Run:
         config = self.config
         identities, phase = progress >= config.detect_share, self._phase(progress)
         count, length = phase
-        at_once = max(1, int(min(count, self.at_once // length)))
+        most = max(1, int(min(count * length, self.at_once)) // length)
+        at_once = max(n for n in range(1, most + 1) if count % n == 0)  # all parts are of one shape
         random = torch.Generator().manual_seed(config.seed * (1 << 20) + self.step)
         clips = self.feed.take(self.step, phase)
         self.network.train()
-        gathered: dict[str, torch.Tensor] = {}
+        facts, total = torch.zeros((), device=self.device), None
         for begin in range(0, count, at_once):
-            part = rows(clips, slice(begin, begin + at_once))
-            share = part.shape[0] / count
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=config.dtype == "bf16"):
-                loss = clip_loss(self.network, part, config, random, identities)
-            (loss.total * share).backward()
-            for name, value in {"loss": loss.total.detach(), **loss.facts}.items():
-                gathered[name] = gathered.get(name, torch.zeros((), device=self.device)) + value * share
-        if self.device.type == "cuda":
-            self.feed.ahead(self.step + 1, self._phase(self.progress(self.seconds)))
+            part, share = rows(clips, slice(begin, begin + at_once)), at_once / count
+            last = begin + at_once == count and self.device.type == "cuda"
+            found, gradients = self.passes(part, identities, random, share, self._render_ahead if last else None)
+            facts = facts + found * share
+            total = gradients if share == 1 else _sum(total, gradients)
+        for parameter, gradient in zip(self.passes.parameters, total or (), strict=True):
+            parameter.grad = gradient
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), config.clip)
         lr = rate(config, self.step, progress)
-        if bool(torch.isfinite(norm)):
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            self.optimizer.step()
-            self._average()
-        else:
-            logger.warning("step %d: the gradient is not finite; it is left out.", self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        wrong = (~norm.isfinite()).float()
+        self.optimizer.found_inf = wrong  # pyright: ignore[reportAttributeAccessIssue]  # a step to be left out
+        self.optimizer.step()
+        self._average()
+        self.left_out += wrong
         self.optimizer.zero_grad(set_to_none=True)
         self.pictures += count * length
-        return lambda: {name: float(x) for name, x in gathered.items()} | {"grad_norm": float(norm), "lr": lr}
+        self._keep_pace()
+        names = self.passes.names
+        return lambda: self._told(names, facts) | {"grad_norm": float(norm), "lr": lr}
+
+    def _told(self, names: list[str], facts_F: torch.Tensor) -> dict[str, float]:
+        if left_out := int(self.left_out):
+            logger.warning("%d steps up to %d: the gradient was not finite; they are left out.", left_out, self.step)
+            self.left_out.zero_()
+        return dict(zip(names, facts_F.tolist(), strict=True))
+
+    def _render_ahead(self) -> None:
+        self.feed.ahead(self.step + 1, self._phase(self.progress(self.seconds)))
+
+    def _keep_pace(self) -> None:
+        """The CPU goes no further ahead of a GPU, so that the clock counts what is done."""
+        if self.device.type == "cuda":
+            self.behind.append(torch.cuda.Event())
+            self.behind[-1].record()
+            if len(self.behind) > AHEAD:
+                self.behind.popleft().synchronize()
 
     def _phase(self, progress: float) -> Phase:
         config = self.config
@@ -254,8 +288,10 @@ class _Run:
     @torch.no_grad()
     def _average(self) -> None:
         keep = min(self.config.ema, (1 + self.step) / (10 + self.step))
-        pairs = zip(self.averaged.state_dict().values(), self.network.state_dict().values(), strict=True)
-        mean, now = zip(*((a, b) for a, b in pairs if a.is_floating_point()), strict=True)
+        if not self.pairs:
+            pairs = zip(self.averaged.state_dict().values(), self.network.state_dict().values(), strict=True)
+            self.pairs = list(zip(*((a, b) for a, b in pairs if a.is_floating_point()), strict=True))
+        mean, now = self.pairs
         torch._foreach_lerp_(mean, now, 1 - keep)  # pyright: ignore[reportPrivateImportUsage]
 
     def evaluate(self) -> dict[str, float]:
@@ -306,15 +342,35 @@ def _terminated(stop: Stop) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _optimizer(network: StilleCamNet, config: VideoTrainConfig, device: torch.device) -> torch.optim.AdamW:
+def _optimizer(network: StilleCamNet, config: VideoTrainConfig) -> torch.optim.AdamW:
     """Matrices decay, the rest (norms, biases, tables) does not."""
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for parameter in network.parameters():
         groups[parameter.ndim > 1].append(parameter)
     return torch.optim.AdamW(
         [{"params": groups[True], "weight_decay": config.weight_decay}, {"params": groups[False], "weight_decay": 0.0}],
-        lr=config.lr, betas=(0.9, 0.98), fused=device.type == "cuda",
+        lr=config.lr, betas=(0.9, 0.98), fused=True,
     )  # fmt: skip
+
+
+def _pinned(source: Source) -> Source:
+    """The same clips, in memory that a GPU copies from by itself."""
+
+    def pinned(seed: int, clips: int, frames: int) -> Clips:
+        return Clips(*(x.pin_memory() for x in tensors(source(seed, clips, frames))))
+
+    return pinned
+
+
+def _sum(total: Gradients | None, more: Gradients) -> Gradients:
+    """Of both, in memory of its own."""
+    if total is None:
+        return [None if x is None else x.clone() for x in more]
+    pairs = [(a, b) for a, b in zip(total, more, strict=True) if a is not None and b is not None]
+    if pairs:
+        a, b = zip(*pairs, strict=True)
+        torch._foreach_add_(a, b)  # pyright: ignore[reportPrivateImportUsage]
+    return total
 
 
 def _differences(before: str, now: str) -> str:

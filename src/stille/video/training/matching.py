@@ -8,6 +8,8 @@ B clips, T frames, Q queries, M objects, L layers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -39,15 +41,30 @@ def costs(presence_Q: Tensor, kind_QG: Tensor, box_Q4: Tensor, kind_M: Tensor, b
 
 
 @torch.no_grad()
-def match(cost_BTQM: Tensor, iou_BTQM: Tensor, origin_BTQ: Tensor, present_BTM: Tensor) -> Tensor:
+def match(
+    cost_BTQM: Tensor, iou_BTQM: Tensor, origin_BTQ: Tensor, present_BTM: Tensor,
+    meanwhile: Callable[[], object] | None = None,
+) -> Tensor:  # fmt: skip
     """int64 [B, T, M] on the CPU: the query of each present object; -1 for the others.
 
     All clips go together from frame to frame; one by one are only those in which an object has no query yet.
+
+    Args:
+        meanwhile: called while the device is still at work on the costs.
     """
     # One transfer: 24 bits of a float32 hold any query and flag exactly.
     parts = cost_BTQM, iou_BTQM, origin_BTQ[..., None], present_BTM[..., None, :].expand(-1, -1, 1, -1)
     clips, frames, queries, objects = cost_BTQM.shape
-    flat = torch.cat([x.float().reshape(clips, frames, -1) for x in parts], -1).cpu().numpy()
+    sent = torch.cat([x.float().reshape(clips, frames, -1) for x in parts], -1).to("cpu", non_blocking=True)
+    if cost_BTQM.is_cuda:
+        there = torch.cuda.Event()
+        there.record()
+        if meanwhile is not None:
+            meanwhile()
+        there.synchronize()
+    elif meanwhile is not None:
+        meanwhile()
+    flat = sent.numpy()
     cost, near, origin, present = np.split(flat, np.cumsum([queries * objects, queries * objects, queries]), -1)
     cost, near = (x.reshape(clips, frames, queries, objects) for x in (cost, near))
     cost = np.nan_to_num(cost, nan=1e6, posinf=1e6, neginf=-1e6)

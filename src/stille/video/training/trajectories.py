@@ -44,40 +44,60 @@ class Damage:
     mirror_B: Tensor
 
 
-def draw_gaps(clips: int, frames: int, config: VideoTrainConfig, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """`cut_B` and `gap_B` of `Damage`, on the CPU."""
-    cut = 1 + (torch.rand(clips, generator=random) * max(1, frames - 1)).floor().long()
-    gap = torch.exp(torch.rand(clips, generator=random) * math.log(config.longest_gap))
-    return cut, gap * (torch.rand(clips, generator=random) < config.gap)
+@dataclass(slots=True)
+class Luck:
+    """What `damage` follows from: drawn on the CPU, of sizes that do not depend on what is in the clips.
+
+    Attributes:
+        number_BX: float32, 0 to 1.
+        cut_B, gap_B: of `Damage`.
+    """
+
+    number_BX: Tensor
+    cut_B: Tensor
+    gap_B: Tensor
+
+    @classmethod
+    def draw(
+        cls, clips: int, frames: int, objects: int, words: int, config: VideoTrainConfig, random: torch.Generator
+    ) -> Luck:
+        cut = 1 + (torch.rand(clips, generator=random) * max(1, frames - 1)).floor().long()
+        gap = torch.exp(torch.rand(clips, generator=random) * math.log(config.longest_gap))
+        gap = gap * (torch.rand(clips, generator=random) < config.gap)
+        return cls(torch.rand(clips, sum(_sizes(frames, objects, words)), generator=random), cut, gap)
+
+    def on(self, device: torch.device) -> Luck:
+        """The same on a device; the CPU does not wait for it."""
+        parts = self.number_BX, self.cut_B, self.gap_B
+        if device.type == "cuda":
+            parts = tuple(x.pin_memory() for x in parts)
+        return Luck(*(x.to(device, non_blocking=True) for x in parts))
 
 
-def damage(
-    present_BTM: Tensor,
-    words: int,
-    config: VideoTrainConfig,
-    random: torch.Generator,
-    gaps: tuple[Tensor, Tensor] | None = None,
-) -> Damage:
-    """Draw what happens to the trajectories of a batch, on the CPU; `gaps` are drawn too if they are not given."""
-    present = present_BTM.cpu()
-    b, t, m = present.shape
+def _sizes(frames: int, objects: int, words: int) -> list[int]:
+    """Of the parts of `number_BX`."""
+    return [objects] * 4 + [frames * objects] * 3 + [words, 1]
 
-    def rand(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=random)
 
-    frame = torch.arange(t)[None, :, None]
-    begin = (rand(b, 1, m) * t).floor()
-    end = begin + ((t - 1 - begin).clamp(min=0) * rand(b, 1, m)).ceil()
-    hidden = (frame >= begin) & (frame < end) & (rand(b, 1, m) < config.occlusion)
-    moved = (rand(b, t, m) < config.switch) & present & ~hidden
-    last = 2.0 + torch.arange(m)
-    to, source = (torch.where(moved, rand(b, t, m), last).argsort(-1) for _ in range(2))
+def damage(present_BTM: Tensor, words: int, config: VideoTrainConfig, luck: Luck) -> Damage:
+    """What happens to the trajectories of a batch, on its device."""
+    b, t, m = present_BTM.shape
+    parts = luck.number_BX.split(_sizes(t, m, words), 1)
+    start, length, chance, order = parts[:4]
+    moves, *keys = (x.view(b, t, m) for x in parts[4:7])
+    device = present_BTM.device
+    frame = torch.arange(t, device=device)[None, :, None]
+    begin = (start[:, None] * t).floor()
+    end = begin + ((t - 1 - begin).clamp(min=0) * length[:, None]).ceil()
+    hidden = (frame >= begin) & (frame < end) & (chance < config.occlusion)[:, None]
+    moved = (moves < config.switch) & present_BTM & ~hidden
+    last = 2.0 + torch.arange(m, device=device)
+    to, source = (torch.where(moved, key, last).argsort(-1) for key in keys)
     source = torch.zeros_like(to).scatter(-1, to, source)
-    rank = (rand(b, m) + ~present.any(1)).argsort(-1).argsort(-1)  # those that are ever seen come first
-    spare = torch.arange(words, max(words, m)).expand(b, -1)
-    word = torch.cat([rand(b, words).argsort(-1), spare], 1).gather(1, rank)
-    cut, gap = draw_gaps(b, t, config, random) if gaps is None else gaps
-    return Damage(hidden, source, word, cut, gap, rand(b) < 0.75)
+    rank = (order + ~present_BTM.any(1)).argsort(-1).argsort(-1)  # those that are ever seen come first
+    spare = torch.arange(words, max(words, m), device=device).expand(b, -1)
+    word = torch.cat([parts[7].argsort(-1), spare], 1).gather(1, rank)
+    return Damage(hidden, source, word, luck.cut_B, luck.gap_B, parts[8][:, 0] < 0.75)
 
 
 @dataclass(slots=True)
@@ -110,10 +130,8 @@ def identity_loss(
     """
     b, t, m, c = token_BTMC.shape
     device = token_BTMC.device
-    hidden, source, word, cut, gap, mirror = (
-        x.to(device, non_blocking=True)
-        for x in (how.hidden_BTM, how.source_BTM, how.word_BM, how.cut_B, how.gap_B, how.mirror_B)
-    )
+    hidden, source, word = how.hidden_BTM, how.source_BTM, how.word_BM
+    cut, gap, mirror = how.cut_B, how.gap_B, how.mirror_B
     seen = present_BTM & ~hidden & (word < decoder.words)[:, None]
     later = torch.arange(t, device=device)[None] >= cut[:, None]
     time = time_BT.double() + gap[:, None] * later
