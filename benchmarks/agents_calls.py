@@ -128,12 +128,7 @@ async def ask(model: EngineModel, rng: random.Random, options: argparse.Namespac
             messages=messages, tools=tools, permitted=permitted, choice=rng.choice(choices),  # type: ignore[arg-type]
             parallel=rng.random() < 0.5, max_tokens=options.most, temperature=1.0, seed=rng.getrandbits(48),
         )  # fmt: skip
-        reply = None
-        async for event in model.stream(request):
-            reply = event
-        if not isinstance(reply, Reply):
-            raise SystemExit("WRONG: an answer ended without its Reply; nothing is recorded")
-        judge(request, reply, tally)
+        judge(request, await model.complete(request), tally)
 
 
 def judge(request: ModelRequest, reply: Reply, tally: Tally) -> None:
@@ -173,6 +168,8 @@ async def _answers_of(process: int, options: argparse.Namespace) -> Tally:
     tally, share = Tally(), options.answers / options.processes
     cache = options.batch * 1536
     settings = {"max_num_seqs": options.batch, "kv_cache_tokens": cache, "max_queue": 4 * options.batch}
+    before = earlier(options)
+    share -= before.answers / options.processes
     async with EngineModel(options.model, max_model_len=4096, **settings) as model:
         begun = told = time.perf_counter()
 
@@ -181,7 +178,7 @@ async def _answers_of(process: int, options: argparse.Namespace) -> Tally:
 
         async def work(worker: int) -> None:
             nonlocal told
-            rng = random.Random(f"{options.seed} {process} {worker}")
+            rng = random.Random(f"{options.seed} {process} {worker} {before.answers or ''}".strip())
             while going():
                 await ask(model, rng, options, tally)
                 if time.perf_counter() - told > 10:
@@ -196,16 +193,29 @@ async def _answers_of(process: int, options: argparse.Namespace) -> Tally:
     return tally
 
 
+def earlier(options: argparse.Namespace) -> Tally:
+    """What runs before saw that are added to."""
+    if options.tally is None or not options.tally.exists():
+        return Tally()
+    kept = json.loads(options.tally.read_text(encoding="utf-8"))
+    return Tally(**{**kept, "kinds": Counter(kept["kinds"])})
+
+
 def main() -> int:
     options = parse()
-    begun, total = time.perf_counter(), Tally()
+    begun, total = time.perf_counter(), earlier(options)
+    known = total.tokens
     if options.processes == 1:
-        total = answers_of(0, options)
+        total.add(answers_of(0, options))
     else:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(options.processes, mp_context=context) as pool:
             for tally in pool.map(answers_of, range(options.processes), [options] * options.processes):
                 total.add(tally)
+    if options.tally:
+        scratch = options.tally.with_suffix(".part")
+        scratch.write_text(json.dumps(vars(total)), encoding="utf-8")
+        scratch.replace(options.tally)
     for each in total.wrong[:20]:
         print("WRONG", each)
     wrong, seconds = total.forbidden + total.invalid, time.perf_counter() - begun
@@ -214,8 +224,8 @@ def main() -> int:
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in total.kinds.most_common())
     records = [
         ledger.measure(
-            "agents.calls.answers", total.answers, "answers", goal="value >= 1000000", machine=machine, command=command,
-            notes="Answers to hostile prompts that were looked at (see agents.calls).",
+            "agents.calls.sampled", total.calls, "calls", goal="value >= 1000000", machine=machine, command=command,
+            notes="Calls under hostile prompts that were looked at (see agents.calls).",
         ),
         ledger.measure(
             "agents.calls", wrong, "calls", goal="value <= 0", machine=machine, command=command,
@@ -224,7 +234,7 @@ def main() -> int:
             f"{total.forbidden} forbidden, {total.invalid} invalid by jsonschema-rs. Choice and kind of the answers: "
             f"{kinds}. {total.cut:,} were cut at {options.most} tokens, their whole calls held to the same; "
             f"{total.marks:,} texts contain the mark of a call and are text all the same. "
-            f"{total.tokens / seconds:,.0f} tokens a second, loading and checks included.",
+            f"{(total.tokens - known) / seconds:,.0f} tokens a second, loading and checks included.",
         ),
     ]  # fmt: skip
     print(ledger.render_table(records))
@@ -244,6 +254,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=1, help="with an engine each")
     parser.add_argument("--gpus", nargs="+", default=["0"], help="that they are shared out to")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tally", type=Path, help="file that is added to: the same command again goes on")
     parser.add_argument("--json", type=Path, help="merge the records into this ledger file")
     return parser.parse_args()
 

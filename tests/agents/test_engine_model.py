@@ -83,6 +83,72 @@ async def test_calls_are_permitted_and_valid_whatever_the_model_wants(tiny, perm
     assert ended
 
 
+def without_ids(reply):
+    calls = [(call.name, call.arguments) for call in reply.message.calls]
+    return reply.message.content, calls, reply.finish_reason, reply.usage.completion_tokens
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"choice": "required", "max_tokens": 200},
+        {"choice": "required", "max_tokens": 25},
+        {"choice": "none", "max_tokens": 30},
+        {"tools": (), "output_schema": UNIT | {"additionalProperties": False}},
+    ],
+)
+async def test_a_reply_alone_is_the_streams_last_event(tiny, request_):
+    model = EngineModel(tiny)
+    for seed in range(3):
+        streamed = await answered(model, seed=seed, **request_)
+        request = {"messages": ASK, "tools": TOOLS, "temperature": 1.0, "seed": seed, "max_tokens": 300, **request_}
+        assert without_ids(await model.complete(ModelRequest(**request))) == without_ids(streamed)
+
+
+async def test_a_reply_that_is_cancelled_or_cannot_be_finished(tiny, tiny_checkpoint):
+    model = EngineModel(tiny)
+    aborted = tiny.stats().finished["abort"]
+    asked = asyncio.create_task(model.complete(ModelRequest(messages=ASK, max_tokens=9000, temperature=1.0)))
+    while not tiny.load().foreground:
+        await asyncio.sleep(0.005)
+    asked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    while tiny.load().foreground:
+        await asyncio.sleep(0.005)
+    assert tiny.stats().finished["abort"] == aborted + 1
+    with pytest.raises(ModelError, match="messages is empty"):
+        await model.complete(ModelRequest(messages=[], max_tokens=5))
+    async with EngineModel(str(tiny_checkpoint), dtype="fp32", device="cpu", kv_cache_tokens=16384) as other:
+        asked = asyncio.create_task(other.complete(ModelRequest(messages=ASK, max_tokens=9000, temperature=1.0)))
+        while not other.engine.load().foreground:
+            await asyncio.sleep(0.005)
+        await other.engine.close()
+        with pytest.raises(ModelError, match="closed"):
+            await asked
+
+
+async def test_a_prompt_is_made_once_for_the_same_messages_and_tools(tiny, monkeypatch):
+    model, made = EngineModel(tiny), []
+    monkeypatch.setattr("stille.agents.models.engine.PROMPT_TOKENS", 2000)
+    render = tiny.render_chat
+    monkeypatch.setattr(tiny, "render_chat", lambda *args, **options: made.append(1) or render(*args, **options))
+    messages = list(ASK)
+    first = await model.count_tokens(ModelRequest(messages=messages, tools=TOOLS))
+    reply = await model.complete(ModelRequest(messages=messages, tools=TOOLS, max_tokens=1, choice="none", seed=3))
+    assert (reply.usage.prompt_tokens, len(made)) == (first, 1)
+    messages.append(Message(role="user", content="And in Rome?"))
+    assert await model.count_tokens(ModelRequest(messages=messages, tools=TOOLS)) > first
+    assert await model.count_tokens(ModelRequest(messages=messages)) < first
+    equal = [Message(role="user", content="What is the weather in Bonn?")]  # another object, another prompt
+    assert await model.count_tokens(ModelRequest(messages=equal, tools=TOOLS)) != 0
+    assert len(made) == 4
+    for number in range(20):  # more than is kept
+        await model.count_tokens(ModelRequest(messages=[Message(role="user", content=f"{number} " * 100)]))
+    assert await model.count_tokens(ModelRequest(messages=ASK, tools=TOOLS)) == first
+    assert len(made) == 4 + 20 + 1
+
+
 async def test_the_prompt_is_the_same_whatever_is_permitted(tiny):
     model = EngineModel(tiny)
     counts = {

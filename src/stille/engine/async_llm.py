@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import itertools
 import logging
@@ -11,7 +10,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -26,6 +25,7 @@ from stille.engine.outputs import OutputDelta
 from stille.engine.prompts import Prompts
 from stille.engine.sampling_params import SamplingParams
 from stille.engine.stats import EngineStats, Load
+from stille.engine.streams import Outbox, Parcel, RequestStream
 from stille.errors import EngineClosedError, EngineFailedError, InvalidRequestError
 
 logger = logging.getLogger(__name__)
@@ -33,86 +33,6 @@ logger = logging.getLogger(__name__)
 background: ContextVar[bool] = ContextVar("background", default=False)
 """Set around requests that should only use what others leave: `AsyncLLM.load` counts them apart, so that who makes them
 can hold back. It changes nothing in how a request is served."""
-
-
-class RequestStream(AsyncIterator[OutputDelta]):
-    """Pieces of one request's answers, in order; ends after the last piece of the last answer.
-
-    Ending it early (`aclose`, leaving `async with`, cancelling the task that waits in it, or dropping the last
-    reference) aborts the request.
-
-    Attributes:
-        request_id: the request's id.
-        prompt_ids: its prompt's tokens.
-        cached_tokens: how many of them were in the prefix cache; None until the first piece has come.
-    """
-
-    def __init__(self, owner: AsyncLLM, request_id: str, prompt_ids: list[int]):
-        self.request_id = request_id
-        self.prompt_ids = prompt_ids
-        self.cached_tokens: int | None = None
-        self.loop = asyncio.get_running_loop()
-        self._owner = owner
-        self._pieces: deque[OutputDelta] = deque()
-        self._waiter: asyncio.Future[None] | None = None
-        self._complete = False
-        self._closed = False
-        self._error: Exception | None = None
-
-    def __aiter__(self) -> RequestStream:
-        return self
-
-    async def __anext__(self) -> OutputDelta:
-        while not self._pieces:
-            if self._error is not None:
-                raise self._error
-            if self._complete or self._closed:
-                raise StopAsyncIteration
-            self._waiter = self.loop.create_future()
-            try:
-                await self._waiter
-            except asyncio.CancelledError:
-                self._abort()
-                raise
-            finally:
-                self._waiter = None
-        return self._pieces.popleft()
-
-    async def __aenter__(self) -> RequestStream:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        """Aborts the request unless it is finished; the iterator then ends."""
-        self._abort()
-        self._closed = True
-        self._pieces.clear()
-        self._wake()
-
-    def __del__(self) -> None:
-        self._abort()
-
-    def _abort(self) -> None:
-        if not (self._complete or self._closed or self._error):
-            self._owner.abort(self.request_id)
-
-    # In the consumer's loop, called for the engine's thread
-
-    def deliver(self, delta: OutputDelta) -> None:
-        if not self._closed:
-            self._pieces.append(delta)
-        self._complete = self._complete or delta.usage is not None
-        self._wake()
-
-    def fail(self, error: Exception) -> None:
-        self._error = error
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
 
 
 class AsyncLLM:
@@ -152,6 +72,7 @@ class AsyncLLM:
         self._aborts: deque[str] = deque()
         # Weak: a stream that its consumer has dropped must be able to notice (and abort).
         self._streams: dict[str, weakref.ref[RequestStream]] = {}
+        self._outboxes: dict[asyncio.AbstractEventLoop, Outbox] = {}  # of the engine's thread
         self._background: dict[str, int] = {}  # sequences of the unfinished requests that were made in the background
         self._state = "new"
         self._failure: Exception | None = None
@@ -236,6 +157,7 @@ class AsyncLLM:
         prompt: str | Sequence[int],
         params: SamplingParams | None = None,
         request_id: str | None = None,
+        whole: bool = False,
     ) -> RequestStream:
         """Queues a request at once, whether or not the stream is read.
 
@@ -243,6 +165,7 @@ class AsyncLLM:
             prompt: text or token ids.
             params: None = the defaults.
             request_id: unique among the unfinished; None = made here.
+            whole: the stream gives one piece of each answer, when all are finished. It costs the host least.
 
         Raises:
             InvalidRequestError, PromptTooLongError: the request can never be served.
@@ -261,7 +184,7 @@ class AsyncLLM:
             if request_id in self._streams:
                 raise InvalidRequestError(f"request id {request_id!r} is in use; ids must be unique", "request_id")
             core.check_queue(also_waiting=len(self._inbox))
-            stream = RequestStream(self, request_id, prompt_ids)
+            stream = RequestStream(request_id, prompt_ids, self.abort, whole)
             self._streams[request_id] = weakref.ref(stream)
             if background.get():
                 self._background[request_id] = params.n
@@ -301,6 +224,14 @@ class AsyncLLM:
         self._ready_core()
         assert self._embedder is not None, "the engine is ready"
         return self._embedder.width
+
+    def compiled(self, params: SamplingParams) -> bool:
+        """Whether `compile` has nothing to do.
+
+        Raises:
+            EngineClosedError, EngineFailedError: as `generate`.
+        """
+        return params.grammar is None or self._ready_core().grammars.knows(params.grammar)
 
     def compile(self, params: SamplingParams) -> None:
         """Compiles a request's grammar, if it has one, so that `generate` finds it done; may take a tenth of a second.
@@ -411,8 +342,8 @@ class AsyncLLM:
                 return
 
     def _dispatch(self, deltas: list[OutputDelta]) -> None:
-        """Hands pieces to their streams, with one call into each event loop."""
-        batches: dict[asyncio.AbstractEventLoop, list[tuple[RequestStream, OutputDelta]]] = {}
+        """Hands pieces to their streams, with one call into each event loop at most."""
+        parcels: dict[asyncio.AbstractEventLoop, list[Parcel]] = {}
         for delta in deltas:
             if delta.finish_reason is not None and delta.request_id in self._background:
                 self._ended_in_background(delta.request_id)
@@ -420,16 +351,29 @@ class AsyncLLM:
             if delta.usage is not None:
                 del self._streams[delta.request_id]
             stream = reference()
-            if stream is not None:
-                if stream.cached_tokens is None:
-                    stream.cached_tokens = self._cached_tokens(delta)
-                batches.setdefault(stream.loop, []).append((stream, delta))
-        for loop, batch in batches.items():
-            try:
-                loop.call_soon_threadsafe(_deliver, batch)
-            except RuntimeError:  # that loop is closed: nobody waits there any more
+            if stream is None:
+                continue
+            if stream.cached_tokens is None:
+                stream.cached_tokens = self._cached_tokens(delta)
+            if stream.kept is None:
+                parcels.setdefault(stream.loop, []).append((stream, delta))
+                continue
+            stream.kept.add(delta)
+            if delta.usage is not None:
+                parcels.setdefault(stream.loop, []).extend((stream, answer) for answer in stream.kept.pieces())
+            elif stream.loop.is_closed():
+                self.abort(delta.request_id)
+        for loop, batch in parcels.items():
+            if not self._send(loop, batch):
                 for stream, _ in batch:
                     self.abort(stream.request_id)
+
+    def _send(self, loop: asyncio.AbstractEventLoop, parcels: list[Parcel]) -> bool:
+        outbox = self._outboxes.get(loop)
+        if outbox is None:
+            self._outboxes = {each: box for each, box in self._outboxes.items() if not each.is_closed()}
+            outbox = self._outboxes[loop] = Outbox(loop)
+        return outbox.send(parcels)
 
     def _ended_in_background(self, request_id: str) -> None:
         with self._wake:
@@ -456,10 +400,4 @@ class AsyncLLM:
         for stream in streams:
             failure = EngineFailedError(f"the engine failed: {error!r}; restart it")
             failure.__cause__ = error
-            with contextlib.suppress(RuntimeError):  # its loop is closed
-                stream.loop.call_soon_threadsafe(stream.fail, failure)
-
-
-def _deliver(batch: list[tuple[RequestStream, OutputDelta]]) -> None:
-    for stream, delta in batch:
-        stream.deliver(delta)
+            self._send(stream.loop, [(stream, failure)])

@@ -21,6 +21,7 @@ async def start_chat(
     stop: Sequence[str] | None = None,
     continue_last: bool = False,
     allowed: Collection[str] | None = None,
+    whole: bool = False,
 ) -> tuple[Generation, AnswerMaker]:
     """Start the answer to a conversation.
 
@@ -30,6 +31,7 @@ async def start_chat(
         stop: strings that end it, in place of the body's.
         continue_last: the last message is the beginning of the answer, and not one of its own.
         allowed: names of the tools that may be called, while the prompt tells of all; None: all of them.
+        whole: nobody wants to see the answer before it is finished.
 
     Returns:
         The generation, which runs and has to be closed, and what makes of its text the message.
@@ -48,7 +50,7 @@ async def start_chat(
     await compile_grammar(state.engine, params)
     prompt = await chat_prompt(state, body, continue_last=continue_last)
     generation = Generation(state.engine, answer_id, [prompt], params)
-    generation.start("messages", state.settings.max_choices)
+    generation.start("messages", state.settings.max_choices, whole)
     return generation, ChatAnswer if use is None else use.answer
 
 

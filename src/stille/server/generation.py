@@ -4,11 +4,12 @@ import asyncio
 import dataclasses
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
-from stille.engine.async_llm import AsyncLLM, RequestStream
+from stille.engine.async_llm import AsyncLLM
 from stille.engine.executor import ExpertRange
 from stille.engine.grammar import Grammar
 from stille.engine.outputs import OutputDelta
 from stille.engine.sampling_params import SamplingParams
+from stille.engine.streams import RequestStream
 from stille.errors import EngineClosedError, InvalidRequestError, PromptTooLongError
 from stille.server.errors import SUPPORTED_INSTEAD, ApiError
 from stille.server.schemas.base import PromptTokensDetails, SamplingBody, Usage
@@ -82,12 +83,13 @@ class Generation:
             prompt_tokens_details=PromptTokensDetails(cached_tokens=0),
         )
 
-    def start(self, param: str, max_choices: int) -> None:
+    def start(self, param: str, max_choices: int, whole: bool = False) -> None:
         """Submit all prompts, or none.
 
         Args:
             param: name that errors about a prompt carry ("messages" or "prompt").
             max_choices: most choices that one request may ask for.
+            whole: nobody wants to see the answers before they are finished; each comes in a single update.
 
         Raises:
             StilleError: the engine refuses (too long, queue full, closed, failed).
@@ -110,7 +112,7 @@ class Generation:
                 room = context - len(prompt)
                 limit = room if self.params.max_tokens is None else min(self.params.max_tokens, room)
                 params = dataclasses.replace(self.params, max_tokens=limit)
-                self._streams.append(self._engine.generate(prompt, params, f"{self._request_id}-{index}"))
+                self._streams.append(self._engine.generate(prompt, params, f"{self._request_id}-{index}", whole))
         except Exception as error:
             for stream in self._streams:
                 self._engine.abort(stream.request_id)
@@ -119,15 +121,17 @@ class Generation:
             raise
 
     async def updates(self) -> AsyncIterator[tuple[int, OutputDelta]]:
-        """(index of the choice, what is new), until every choice is finished.
+        """(index of the choice, what is new), until every choice is finished. New is everything since the choice's last
+        update: several tokens, if whoever asks for updates is slower than the engine.
 
         Raises:
             StilleError: the engine failed, or was closed in the middle.
         """
         if len(self._streams) == 1:
-            async for delta in self._streams[0]:
-                self._account(delta)
-                yield delta.index, delta
+            while news := await self._streams[0].take():
+                for delta in news:
+                    self._account(delta)
+                    yield delta.index, delta
             return
         async for position, delta in _merged(self._streams):
             self._account(delta)
@@ -181,8 +185,9 @@ async def _merged(streams: Sequence[RequestStream]) -> AsyncGenerator[tuple[int,
 
     async def pump(position: int, stream: RequestStream) -> None:
         try:
-            async for delta in stream:
-                news.put_nowait((position, delta))
+            while pieces := await stream.take():
+                for delta in pieces:
+                    news.put_nowait((position, delta))
             news.put_nowait(None)
         except Exception as error:
             news.put_nowait(error)

@@ -232,7 +232,9 @@ async def start_response(
         chat = as_chat(body, talk.messages)
         if body.truncation == "auto":
             await _shorten(state, chat, talk)
-        generation, answer = await start_chat(state, chat, response_id, allowed=allowed)
+        generation, answer = await start_chat(
+            state, chat, response_id, allowed=allowed, whole=not (body.stream or body.background)
+        )
     return generation, answer()
 
 

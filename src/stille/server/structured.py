@@ -42,7 +42,7 @@ async def compile_grammar(engine: AsyncLLM, params: SamplingParams) -> None:
         InvalidRequestError: it cannot be compiled.
         ApiError: grammars do not work with this model.
     """
-    if params.grammar is None:
+    if params.grammar is None or engine.compiled(params):
         return
     try:
         await run_in_threadpool(engine.compile, params)

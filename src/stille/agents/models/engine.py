@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections import OrderedDict
 from collections.abc import AsyncIterator
 from typing import Any
 
 from stille.agents.errors import ModelError
 from stille.agents.models.arguments import parsed_arguments
 from stille.agents.types import CallDelta, Message, ModelEvent, ModelRequest, Reply, TextDelta, ToolCall, Usage
-from stille.engine.async_llm import AsyncLLM, RequestStream
+from stille.engine.async_llm import AsyncLLM
 from stille.engine.grammar import Grammar
+from stille.engine.outputs import OutputDelta
+from stille.engine.outputs import Usage as Counted
 from stille.engine.sampling_params import SamplingParams
+from stille.engine.streams import RequestStream
 from stille.engine.tool_calls import CallStart, Content, Event, ToolCallParser
 from stille.engine.tool_grammar import Function, as_text, call_grammar, described, knows_tools
 from stille.errors import QueueFullError, StilleError
+
+PROMPT_TOKENS = 1 << 18
+"""Of prompts that a model keeps; some MiB."""
 
 
 class EngineModel:
@@ -38,6 +45,7 @@ class EngineModel:
         self.engine = AsyncLLM(model=engine, **config) if isinstance(engine, str) else engine
         self.name = name or self.engine.config.model
         self._knows_tools: bool | None = None
+        self._prompts = _Prompts()
 
     async def close(self) -> None:
         """Closes the engine, if it was made here."""
@@ -57,27 +65,48 @@ class EngineModel:
         return len(await self._prompt(request))
 
     async def stream(self, request: ModelRequest) -> AsyncIterator[ModelEvent]:
-        """See `ChatModel`. Requests that the engine has no place for wait for one."""
+        """See `ChatModel`. Requests that the engine has no place for wait for one. What has come since an event was
+        last asked for comes together."""
+        answer, params, prompt = await self._prepared(request)
+        async with await self._start(prompt, params) as pieces:
+            try:
+                while news := await pieces.take():
+                    for event in answer.feed(news[0]):
+                        yield event
+            except StilleError as error:
+                raise ModelError(f"model {self.name}: {error}") from error
+        yield self._reply(answer)
+
+    async def complete(self, request: ModelRequest) -> Reply:
+        """The last event of `stream` alone, which takes much less of the processor than all of them.
+
+        Raises:
+            ModelError: as `stream`.
+        """
+        answer, params, prompt = await self._prepared(request)
+        async with await self._start(prompt, params, whole=True) as pieces:
+            try:
+                while news := await pieces.take():
+                    answer.take(news[0])
+            except StilleError as error:
+                raise ModelError(f"model {self.name}: {error}") from error
+        return self._reply(answer)
+
+    async def _prepared(self, request: ModelRequest) -> tuple[_Answer, SamplingParams, list[int]]:
         await self._ready()
         grammar, parser = _form(request)
         try:
             params = SamplingParams(
                 max_tokens=request.max_tokens, temperature=request.temperature, seed=request.seed, grammar=grammar
             )
-            await asyncio.to_thread(self.engine.compile, params)
+            if not self.engine.compiled(params):
+                await asyncio.to_thread(self.engine.compile, params)
         except StilleError as error:
             raise ModelError(f"model {self.name}: {error}") from error
-        prompt = await self._prompt(request)
-        async with await self._start(prompt, params) as pieces:
-            answer = _Answer(parser)
-            usage, reason = None, None
-            try:
-                async for piece in pieces:
-                    reason, usage = piece.finish_reason, piece.usage
-                    for event in answer.feed(piece.text, ended=reason is not None):
-                        yield event
-            except StilleError as error:
-                raise ModelError(f"model {self.name}: {error}") from error
+        return _Answer(parser), params, await self._prompt(request)
+
+    def _reply(self, answer: _Answer) -> Reply:
+        reason, usage = answer.reason, answer.usage
         if reason not in ("stop", "length") or usage is None:
             what = "the engine was closed" if reason == "abort" else "its grammar is too complex; simplify the schemas"
             raise ModelError(f"model {self.name}: the answer was not finished: {what}")
@@ -86,12 +115,12 @@ class EngineModel:
             completion_tokens=usage.completion_tokens,
             cached_tokens=usage.cached_tokens,
         )
-        yield answer.reply(counted, cut=reason == "length")
+        return answer.reply(counted, cut=reason == "length")
 
-    async def _start(self, prompt: list[int], params: SamplingParams) -> RequestStream:
+    async def _start(self, prompt: list[int], params: SamplingParams, whole: bool = False) -> RequestStream:
         while True:
             try:
-                return self.engine.generate(prompt, params)
+                return self.engine.generate(prompt, params, whole=whole)
             except QueueFullError as error:
                 await asyncio.sleep(error.retry_after_s)
             except StilleError as error:
@@ -107,6 +136,10 @@ class EngineModel:
             self._knows_tools = knows_tools(self.engine.tokenizer)
 
     async def _prompt(self, request: ModelRequest) -> list[int]:
+        known = self._prompts.get(request)
+        if known is not None:
+            return known
+
         def render() -> list[int]:
             names = {call.id: call.name for message in request.messages for call in message.calls}
             plain = [_plain(message, names) for message in request.messages]
@@ -117,35 +150,81 @@ class EngineModel:
             return self.engine.render_chat(plain, **template)
 
         try:
-            return await asyncio.to_thread(render)
+            prompt = await asyncio.to_thread(render)
         except (StilleError, RecursionError) as error:
             raise ModelError(f"model {self.name}: {error}") from error
+        self._prompts.put(request, prompt)
+        return prompt
+
+
+class _Prompts:
+    """The last prompts, for conversations are counted before they are asked, and asked more than once.
+
+    They are told apart by which objects their messages and tools are: these are frozen, and kept.
+    """
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[int, ...], tuple[ModelRequest, list[int]]] = OrderedDict()
+        self._tokens = 0
+
+    def get(self, request: ModelRequest) -> list[int] | None:
+        key = self._key(request)
+        if key not in self._kept:
+            return None
+        self._kept.move_to_end(key)
+        return self._kept[key][1]
+
+    def put(self, request: ModelRequest, prompt: list[int]) -> None:
+        # A copy of the lists: whoever asks may change theirs.
+        held = request.model_copy(update={"messages": tuple(request.messages), "tools": tuple(request.tools)})
+        key = self._key(held)
+        if (before := self._kept.pop(key, None)) is not None:
+            self._tokens -= len(before[1])
+        self._kept[key] = (held, prompt)
+        self._tokens += len(prompt)
+        while self._tokens > PROMPT_TOKENS:
+            _, (_, dropped) = self._kept.popitem(last=False)
+            self._tokens -= len(dropped)
+
+    @staticmethod
+    def _key(request: ModelRequest) -> tuple[int, ...]:
+        return (len(request.messages), *map(id, request.messages), *map(id, request.tools))
 
 
 class _Answer:
-    """An answer's text as events, and as the message that they add up to."""
+    """An answer's text as events, and as the message that they add up to.
+
+    Attributes:
+        reason: why the engine ended it; None until it has.
+        usage: what it counted; likewise.
+    """
 
     def __init__(self, parser: ToolCallParser | None):
+        self.reason: str | None = None
+        self.usage: Counted | None = None
         self._parser = parser
         self._text: list[str] = []
         self._calls: list[tuple[str, list[str]]] = []
 
-    def feed(self, text: str, ended: bool) -> list[ModelEvent]:
-        if self._parser is None:
-            events: list[Event] = [Content(text)] if text else []
-        else:
-            events = self._parser.feed(text) + (self._parser.finish() if ended else [])
-        return [self._take(event) for event in events]
+    def feed(self, piece: OutputDelta) -> list[ModelEvent]:
+        """Events for the next piece."""
+        return [_event(event) for event in self.take(piece)]
 
-    def _take(self, event: Event) -> ModelEvent:
-        if isinstance(event, Content):
-            self._text.append(event.text)
-            return TextDelta(text=event.text)
-        if isinstance(event, CallStart):
-            self._calls.append((event.name, []))
-            return CallDelta(index=event.index, name=event.name)
-        self._calls[event.index][1].append(event.text)
-        return CallDelta(index=event.index, arguments=event.text)
+    def take(self, piece: OutputDelta) -> list[Event]:
+        """Adds the next piece."""
+        self.reason, self.usage = piece.finish_reason, piece.usage
+        if self._parser is None:
+            events: list[Event] = [Content(piece.text)] if piece.text else []
+        else:
+            events = self._parser.feed(piece.text) + (self._parser.finish() if self.reason is not None else [])
+        for event in events:
+            if isinstance(event, Content):
+                self._text.append(event.text)
+            elif isinstance(event, CallStart):
+                self._calls.append((event.name, []))
+            else:
+                self._calls[event.index][1].append(event.text)
+        return events
 
     def reply(self, usage: Usage, cut: bool) -> Reply:
         inside = self._parser is not None and self._parser.inside
@@ -156,6 +235,14 @@ class _Answer:
         )
         message = Message(role="assistant", content="".join(self._text), calls=calls)
         return Reply(message=message, usage=usage, finish_reason="length" if cut else "tool_calls" if calls else "stop")
+
+
+def _event(event: Event) -> ModelEvent:
+    if isinstance(event, Content):
+        return TextDelta(text=event.text)
+    if isinstance(event, CallStart):
+        return CallDelta(index=event.index, name=event.name)
+    return CallDelta(index=event.index, arguments=event.text)
 
 
 def _form(request: ModelRequest) -> tuple[Grammar | None, ToolCallParser | None]:

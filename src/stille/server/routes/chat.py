@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import AsyncGenerator
+from json.encoder import encode_basestring  # as `event` encodes text, in quotes
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -34,7 +35,7 @@ async def create_chat_completion(request: Request, body: ChatCompletionRequest) 
         message = "top_logprobs is only allowed with logprobs=true."
         raise ApiError(400, message, code="incompatible_parameters", param="top_logprobs")
     answer_id = new_id("chatcmpl")
-    generation, answer = await start_chat(state, body, answer_id)
+    generation, answer = await start_chat(state, body, answer_id, whole=not body.stream)
     head = {"id": answer_id, "object": "chat.completion", "created": int(time.time()), "model": model}
     return await deliver(
         request,
@@ -79,22 +80,33 @@ async def _events(
         choice = {"index": index, "delta": delta, "logprobs": probabilities, "finish_reason": reason}
         return event({**head, "choices": [choice], **usage()})
 
+    plain = alternatives is None and not body.wants_continuous_usage()
+    frames: dict[int, tuple[bytes, bytes]] = {}  # of chunks of plain text, by choice: what stands around it
     answers: dict[int, ChatAnswer] = {}
     try:
         async for index, delta in generation.updates():
             if index not in answers:
                 answers[index] = answer()
                 yield chunk(index, {"role": "assistant", "content": ""})
+                before, content, after = chunk(index, {"content": ""}).rpartition(b'"content":')
+                frames[index] = before + content, after.removeprefix(b'""')
             news, reason = answers[index].feed(delta.text, delta.finish_reason)
             probabilities = None
             if alternatives is not None and delta.logprobs:
                 probabilities = {"content": logprobs.for_chat(delta.logprobs, alternatives), "refusal": None}
                 news = news or [{"content": ""}]  # tokens of which no text shows yet
+            if plain and reason is None and len(news) == 1 and "content" in news[0]:
+                before, after = frames[index]
+                yield before + encode_basestring(news[0]["content"]).encode() + after
+                continue
+            parts = []
             for part in news:
-                yield chunk(index, part, probabilities)
+                parts.append(chunk(index, part, probabilities))
                 probabilities = None
             if reason is not None:
-                yield chunk(index, {}, None, reason)
+                parts.append(chunk(index, {}, None, reason))
+            if parts:
+                yield b"".join(parts)
     except Exception as error:
         # The status line is long gone; OpenAI's clients raise on an event with an error. No [DONE]: it is not.
         yield event(as_api_error(error).body())

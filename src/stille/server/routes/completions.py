@@ -37,7 +37,7 @@ async def create_completion(request: Request, body: CompletionRequest) -> Respon
     prompts = await _token_ids(state, body)
     answer_id = new_id("cmpl")
     generation = Generation(state.engine, answer_id, prompts, params)
-    generation.start("prompt", state.settings.max_choices)
+    generation.start("prompt", state.settings.max_choices, whole=not body.stream)
     head = {"id": answer_id, "object": "text_completion", "created": int(time.time()), "model": model}
     return await deliver(
         request,

@@ -43,7 +43,9 @@ async def create_message(request: Request, body: MessagesRequest) -> Response:
     form = chat_form(body)
     _check_effort(state, form.body.reasoning_effort)
     answer_id = f"msg_{uuid.uuid4().hex}"
-    generation, answer = await start_chat(state, form.body, answer_id, stop=form.stop, continue_last=form.continue_last)
+    generation, answer = await start_chat(
+        state, form.body, answer_id, stop=form.stop, continue_last=form.continue_last, whole=not body.stream
+    )
     head = {"id": answer_id, "type": "message", "role": "assistant", "model": model}
     return await deliver(
         request,
