@@ -1,17 +1,14 @@
 """Four cameras at 5 FPS on two cores, in real time, from files and from an RTSP server: what is dropped, and how late.
 
     python benchmarks/video_cpu.py --json results.json                 # about five minutes on a quiet machine
-    python benchmarks/video_cpu.py --ways small --origins file --seconds 10
+    python benchmarks/video_cpu.py --ways int8 --origins file --seconds 10
 
 Cameras are of 640x360 at 30 FPS, of which five a second are seen; decoding, health checks, perception, four rules and a
 file of events share the two cores. The ways to see:
 
-    bf16      the base model on 640x352 pictures, two threads
+    bf16      the base model on 640x352 pictures
+    int8      the same with its backbone in 8 bits (benchmarks/video_int8.py says what that costs in accuracy)
     gate      the same, spared the frames in which nothing moves
-    small     the base model on 448x256 pictures; what that costs in accuracy has to be asked elsewhere
-
-Int8 is none of them: torch's eager quantisation is deprecated and leaves the convolutions, two thirds of the work, as
-they are; the model in float32 with int8 linear layers cannot catch up with bfloat16 where the processor has that.
 
 Weights are untrained unless `--model` is given; six objects are shown in a frame. A frame's time
 runs from when it would have come had it been as fast as the fastest of its camera, until the desk is done with it.
@@ -22,7 +19,7 @@ import os
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from subprocess import PIPE, Popen
 from typing import Any
@@ -32,7 +29,7 @@ import numpy as np
 from stille import ledger
 
 CAMERAS, FPS, CORES, SETTLE_S = 4, 5, 2, 4.0
-WAYS = ("bf16", "gate", "small")
+WAYS = ("bf16", "int8", "gate")
 SERVER = Path(__file__).resolve().parents[1] / "tests" / "video" / "rtsp" / "server.py"
 
 
@@ -53,14 +50,33 @@ class Outcome:
 
 
 def make_cam(way: str, model: Path | None, film: Path) -> Any:
+    import torch
+
     from stille.video.model import StilleCam, load
+    from stille.video.model.camera import default_dtype
+    from stille.video.model.quantized import measure
     from video_cameras import make_net
 
-    sizes = {"width": 448, "height": 256} if way == "small" else {}
-    network = load(model, **sizes) if model is not None else make_net(film, "base", "cpu", FPS, **sizes)
-    cam = StilleCam(network, "cpu")
-    cam.warm()
+    network = load(model) if model is not None else make_net(film, "base", "cpu", FPS)
+    if way == "bf16":
+        cam = StilleCam(network, "cpu", default_dtype(torch.device("cpu")))
+    else:
+        if not network.config.ranges:
+            network.config = replace(network.config, ranges=measure(network, pictures(film, network.config)))
+        cam = StilleCam(network, "cpu", int8=True)
+    cam.warm(CAMERAS)
     return cam
+
+
+def pictures(film: Path, config: Any) -> Any:
+    """Sixteen of the film, a second apart, as the network takes them."""
+    import av
+    import torch
+
+    with av.open(str(film)) as container:
+        for i, frame in enumerate(container.decode(video=0)):
+            if i % 30 == 0 and i < 480:
+                yield torch.from_numpy(frame.to_ndarray(format="rgb24", width=config.width, height=config.height))[None]
 
 
 def watch(cam: Any, sources: list[str], names: list[str], gate: str, seconds: float, out: Path) -> Outcome:

@@ -7,7 +7,7 @@
 
 The video is `vtest.avi` of Debian's package opencv-doc, the truth MOT15's of this sequence (for evaluation only).
 Baseline: NanoDet-g (COCO) and ByteTrack of roboflow's trackers. With `--model`, that perception too: streamed, with no
-tracker and the thresholds that it was stored with; persons only. Its pictures keep their aspect, grey at the sides.
+tracker and the thresholds that it was stored with; persons only.
 """
 
 from __future__ import annotations
@@ -67,28 +67,13 @@ def baseline(images: list[np.ndarray], model: Path) -> list[Tracks]:
 
 def perceived(images: list[np.ndarray], cam: StilleCam) -> list[Tracks]:
     """Persons that have an identity."""
-    high, wide, _ = images[0].shape
-    left, top = margins((wide, high), (cam.config.width, cam.config.height))
-    border = ((top, top), (left, left), (0, 0))
     found = []
     for begin in track(range(0, len(images), AT_ONCE), "perception"):
-        frames = [
-            Frame("pets", i, i / FPS, 0.0, np.pad(images[i], border, constant_values=114))
-            for i in range(begin, min(begin + AT_ONCE, len(images)))
-        ]
-        for seen in cam.see(frames):
+        end = min(begin + AT_ONCE, len(images))
+        for seen in cam.see([Frame("pets", i, i / FPS, 0.0, images[i]) for i in range(begin, end)]):
             mine = (seen.kind_N == PERSON) & (seen.identity_N != NOBODY)
-            box_N4 = (seen.box_N4[mine] - [left, top, left, top]).clip(0, [wide, high, wide, high])
-            real = (box_N4[:, 2:] > box_N4[:, :2]).all(1)
-            found.append(Tracks(box_N4[real], seen.identity_N[mine][real]))
+            found.append(Tracks(seen.box_N4[mine], seen.identity_N[mine]))
     return found
-
-
-def margins(size: tuple[int, int], wanted: tuple[int, int]) -> tuple[int, int]:
-    """Pixels to add at each side, and above and below, for the aspect of `wanted`."""
-    wide, high = size
-    across, down = wanted[0] * high / wanted[1], wanted[1] * wide / wanted[0]
-    return round(max(0.0, across - wide) / 2), round(max(0.0, down - high) / 2)
 
 
 def main() -> int:

@@ -64,7 +64,7 @@ def test_a_camera_is_seen_alike_in_any_company():
 
 
 def test_a_state_goes_on_elsewhere_bit_by_bit():
-    stream, others = frames("gate", 12, step=0.4), frames("other", 3)
+    stream, others = frames("gate", 12, (70, 64), step=0.4), frames("other", 3)
     cam = StilleCam(network(), dtype=torch.float32)
     whole = [cam.see([frame])[0] for frame in stream]
     first, second = (StilleCam(network(), dtype=torch.float32) for _ in range(2))

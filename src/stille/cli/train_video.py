@@ -107,7 +107,7 @@ def command(
     if others is not None:
         about = f"{settings.recordings_share:.0%} of each step real recordings, the rest {about}"
     text = card(result, settings, about, device_name(place), others.recordings if others is not None else ())
-    save(result.network, out / "model", text, torch.bfloat16)
+    save(result.network, out / "model", text, torch.int8)
     found = "".join(f", {name.removeprefix('eval_')} {value:.3f}" for name, value in result.evaluation.items())
     typer.echo(f"{out / 'model'}: {told}{found}")
 

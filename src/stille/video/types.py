@@ -32,7 +32,7 @@ class Frame:
         index: of the frame in its source, those that were dropped counted.
         time: that it shows.
         arrived: `time.monotonic()` when it had been decoded.
-        image_HW3: uint8 RGB.
+        image_HW3: uint8 RGB; for `StilleCam` also a tensor, on a GPU if it is there.
     """
 
     camera: str

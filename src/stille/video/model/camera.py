@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import pad
 
 from stille.video.errors import VideoError
+from stille.video.model import boxes, on_cpu, quantized
 from stille.video.model.identity import Context
 from stille.video.model.memory import Memory, recall
 from stille.video.model.network import Objects, StilleCamNet
+from stille.video.model.pictures import Fit, fitted, letterboxed, to_network, to_picture, uploaded
+from stille.video.model.pictures import resized as resized
 from stille.video.model.words import Settled, WordTable, settle
-from stille.video.types import Frame, Seen
+from stille.video.types import NOBODY, Frame, Seen
 
 AT_ONCE = 64
 """Most pictures that go through the backbone together."""
+INSIDE, WHOLE = "inside_4", (0.0, 0.0, 1.0, 1.0)
+"""In a camera's state: where its picture lies in the network's, see `Fit.inside`; and if it fills that."""
 
 
 @dataclass(slots=True)
@@ -40,21 +45,48 @@ class StilleCam:
     A camera joins with its first frame and stays until `forget`. Its state is a row of `memory`; `state` and
     `set_state` take it elsewhere. Not for several threads at a time.
 
+    Pictures are uint8 [H, W, 3] of any size, arrays or tensors. Those that are on the GPU already stay there; whoever
+    made them on another stream than the current one waits for that first.
+
     Args:
         network: the trained one; it is taken over: evaluation mode, batch norms folded, cast.
         device: where to compute.
         dtype: of weights and activations; None: bfloat16 on GPUs and on CPUs that multiply in it, else float32.
+        int8: whether the backbone computes in 8 bits; None: on a CPU that is fast at it, if no dtype is asked for and
+            the configuration has the ranges of its activations.
+
+    Raises:
+        VideoError: 8 bits that this device, or this model without ranges, cannot compute in.
     """
 
-    def __init__(self, network: StilleCamNet, device: torch.device | str = "cpu", dtype: torch.dtype | None = None):
+    def __init__(
+        self,
+        network: StilleCamNet,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        int8: bool | None = None,
+    ):
         self.device = torch.device(device)
+        can = self.device.type == "cpu" and quantized.supported() and bool(network.config.ranges)
+        if int8 and not can:
+            raise VideoError(
+                f"no 8 bits on {self.device}: they take a CPU with AVX512-VNNI and a model whose configuration has the "
+                f"ranges of its activations (this one has {len(network.config.ranges)}); leave int8 out"
+            )
         self.dtype = dtype or default_dtype(self.device)
         self.config = network.config
         network = network.eval().requires_grad_(False)
         network.backbone.fold()
+        self._int8: quantized.Int8Backbone | None = None
+        if int8 or (int8 is None and dtype is None and can):
+            size = self.config.width, self.config.height
+            self._int8 = quantized.Int8Backbone(network.backbone, dict(self.config.ranges), size, self.dtype)
         self.network = network.to(self.device, self.dtype)
+        if self.device.type == "cpu":
+            on_cpu.adapt(self.network)
         self.memory = Memory.empty(self.config, 1, self.device, self.dtype)
         self._rows: dict[str, int] = {}
+        self._inside: dict[str, tuple[float, ...]] = {}  # where each camera's last picture lay in the network's
         self._next: dict[str, Tensor] = {}  # first identities of cameras that left and may come back
         self._slots: dict[str, tuple[list[str], Tensor]] = {}
 
@@ -86,6 +118,7 @@ class StilleCam:
         """Of a camera that left; nothing happens if it is unknown. If it comes back, its identities are new ones."""
         row = self._rows.pop(camera, None)
         self._slots.pop(camera, None)
+        self._inside.pop(camera, None)
         if row is not None:
             self._next[camera] = self.memory.next_R[row].clone()
             self.memory.reset(row, self.config)
@@ -98,7 +131,8 @@ class StilleCam:
         """
         if camera not in self._rows:
             raise VideoError(f"camera {camera!r} has no state; known are: {', '.join(self._rows) or 'none'}")
-        return self.memory.row(self._rows[camera])
+        inside = torch.tensor(self._inside.get(camera, WHOLE), dtype=torch.float64)
+        return {**self.memory.row(self._rows[camera]), INSIDE: inside}
 
     @torch.inference_mode()
     def set_state(self, camera: str, state: dict[str, Tensor]) -> None:
@@ -107,17 +141,20 @@ class StilleCam:
         Raises:
             VideoError: a state of another model.
         """
-        self.memory.check(state)
+        held = {name: x for name, x in state.items() if name != INSIDE}
+        self.memory.check(held)
         row = self._row(camera)  # which may replace the memory by a larger one
-        self.memory.set_row(row, state)
+        self.memory.set_row(row, held)
+        self._inside[camera] = tuple(state[INSIDE].tolist()) if INSIDE in state else WHOLE
 
-    def warm(self) -> None:
-        """See one empty frame, so that later ones take no longer than usual."""
-        name = "\0warm"
+    def warm(self, cameras: int = 1) -> None:
+        """See an empty frame of so many cameras at once, so that later ones take no longer than usual."""
+        names = [f"\0warm{i}" for i in range(cameras)]
         image = np.zeros((self.config.height, self.config.width, 3), np.uint8)
-        self.see([Frame(name, 0, 0.0, 0.0, image)])
-        self.forget(name)
-        self._next.pop(name)
+        self.see([Frame(name, 0, 0.0, 0.0, image) for name in names])
+        for name in names:
+            self.forget(name)
+            self._next.pop(name)
 
     @torch.inference_mode()
     def see(self, frames: Sequence[Frame]) -> list[Seen]:
@@ -128,26 +165,56 @@ class StilleCam:
         """
         for frame in frames:
             image: Any = frame.image_HW3
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or not image.size:
+            if (
+                image.dtype not in (np.uint8, torch.uint8)
+                or image.ndim != 3
+                or image.shape[-1] != 3
+                or 0 in image.shape
+            ):
                 raise VideoError(
-                    f"frame {frame.index} of camera {frame.camera!r} is {image.dtype} {image.shape}: expected uint8 "
-                    "[height, width, 3], RGB"
+                    f"frame {frame.index} of camera {frame.camera!r} is {image.dtype} {tuple(image.shape)}: expected "
+                    "uint8 [height, width, 3], RGB"
                 )
         if not frames:
             return []
-        turns = range(0, len(frames), AT_ONCE)
-        maps = [self.network.maps(self._pictures(frames[i : i + AT_ONCE])) for i in turns]
-        features = [torch.cat(parts) if len(maps) > 1 else parts[0] for parts in zip(*maps, strict=True)]
+        fits = [fitted(frame.size, (self.config.width, self.config.height)) for frame in frames]
+        turns = _turns(frames)
+        arguments = [self._arguments([frames[i] for i in turn], [fits[i] for i in turn], turn) for turn in turns]
+        features = self._maps([frame.image_HW3 for frame in frames], fits)
         results: dict[int, _Result] = {}
-        for turn in _turns(frames):
-            at = torch.tensor(turn, device=self.device)
-            rows = torch.tensor([self._row(frames[i].camera) for i in turn], device=self.device)
-            time = torch.tensor([frames[i].time for i in turn], dtype=torch.float64, device=self.device)
-            objects, settled = self._step([x[at] for x in features], rows, time)
-            slots = self._look_at_slots(features[1][at], [frames[i].camera for i in turn])
-            for i, result in zip(turn, self._results(objects, settled, slots), strict=True):
+        for turn, (at, rows, time, inside) in zip(turns, arguments, strict=True):
+            cameras = [frames[i].camera for i in turn]
+            self._move(cameras, [fits[i] for i in turn])
+            maps = features if len(turns) == 1 else [x.permute(0, 2, 3, 1)[at].permute(0, 3, 1, 2) for x in features]
+            if self.device.type == "cpu":
+                maps = [x.as_subclass(on_cpu.Map) for x in maps]
+            objects, settled = self._step(maps, rows, time)
+            slots = self._look_at_slots(maps[1], cameras, inside)
+            for i, result in zip(turn, self._results(objects, settled, slots, inside), strict=True):
                 results[i] = result
         return [self._seen(frame, results[i]) for i, frame in enumerate(frames)]
+
+    def _arguments(self, frames: list[Frame], fits: list[Fit], turn: list[int]) -> tuple[Tensor, ...]:
+        """Of a turn, on the device: positions among all frames, rows of memory, times, and `Fit.inside` [B, 1, 4]."""
+        rows = [self._row(frame.camera) for frame in frames]
+        times = torch.tensor([frame.time for frame in frames], dtype=torch.float64)
+        inside = torch.tensor([fit.inside for fit in fits])[:, None]
+        return tuple(uploaded(x, self.device) for x in (torch.tensor(turn), torch.tensor(rows), times, inside))
+
+    def _maps(self, images: list[Any], fits: list[Fit]) -> list[Tensor]:
+        compute = self.network.maps if self._int8 is None else self._int8
+        parts = range(0, len(images), AT_ONCE)
+        maps = [compute(letterboxed(images[i : i + AT_ONCE], fits[i : i + AT_ONCE], self.device)) for i in parts]
+        return [torch.cat(parts) if len(maps) > 1 else parts[0] for parts in zip(*maps, strict=True)]
+
+    def _move(self, cameras: list[str], fits: list[Fit]) -> None:
+        """Take along what is carried on of cameras whose pictures lie elsewhere in the network's than before."""
+        for camera, fit in zip(cameras, fits, strict=True):
+            before = self._inside.get(camera, fit.inside)
+            self._inside[camera] = fit.inside
+            if before != fit.inside:
+                box_K4 = self.memory.box_RK4[self._rows[camera]]
+                box_K4.copy_(boxes.to_centred(to_network(to_picture(boxes.to_corners(box_K4), before), fit.inside)))
 
     def _row(self, camera: str) -> int:
         if camera not in self._rows:
@@ -160,23 +227,17 @@ class StilleCam:
                 self.memory.next_R[row] = self._next.pop(camera)
         return self._rows[camera]
 
-    def _pictures(self, frames: Sequence[Frame]) -> Tensor:
-        """uint8 [N, height, width, 3] of the model's size, on the device."""
-        images = [
-            torch.from_numpy(np.require(frame.image_HW3, requirements=("C", "W"))).to(self.device) for frame in frames
-        ]
-        return torch.stack([resized(image[None], self.config.width, self.config.height)[0] for image in images])
-
     def _step(self, maps: Sequence[Tensor], rows_B: Tensor, time_B: Tensor) -> tuple[Objects, Settled]:
         """One frame of each of the rows' cameras; what is remembered changes."""
         net, memory, config = self.network, self.memory, self.config
         _, _, recent, objects = net.look(maps, memory.recent(rows_B), time_B)
         memory.set_recent(rows_B, recent)
+        objects = self._worth_knowing(objects)
         score = objects.presence_BK.sigmoid()
         shown = score >= config.shown
         x, position = net.identity.describe(objects.token_BKC, objects.box_BK4)
         context = self._context(rows_B, net.identity.query(x, position), time_B)
-        together = shown[:, None, None] | torch.eye(config.carried, dtype=torch.bool, device=shown.device)
+        together = shown[:, None, None] | torch.eye(score.shape[1], dtype=torch.bool, device=shown.device)
         logits = net.identity(x, position, context, together)
         table = WordTable(
             memory.identity_RW[rows_B], memory.last_RW[rows_B], memory.evidence_RWA[rows_B], memory.weight_RWA[rows_B],
@@ -193,9 +254,19 @@ class StilleCam:
         memory.evidence_RWA[rows_B], memory.weight_RWA[rows_B] = table.evidence_BWA, table.weight_BWA
         memory.forget_words(rows_B, settled.recycled_BW)
         kv = net.identity.remember(x, position, settled.word_BK)
-        memory.add_seen(rows_B, kv, settled.word_BK, time_B)
         memory.add_long(rows_B, kv, settled.word_BK, time_B, config.long_step)
+        left = config.carried - score.shape[1]
+        memory.add_seen(rows_B, pad(kv, (0, 0, 0, 0, 0, left)), pad(settled.word_BK, (0, left), value=NOBODY), time_B)
         return objects, settled
+
+    def _worth_knowing(self, objects: Objects) -> Objects:
+        """On a CPU, where sizes may vary, without the last ones if they get no identity in any of the cameras."""
+        if self.device.type != "cpu":
+            return objects
+        least = min(self.config.shown, self.config.born)
+        known = torch.nonzero((objects.presence_BK.sigmoid() >= least).any(0))
+        count = int(known[-1]) + 1 if len(known) else 1
+        return Objects(*(getattr(objects, field.name)[:, :count] for field in fields(Objects)))
 
     def _context(self, rows_B: Tensor, query_BQC: Tensor, time_B: Tensor) -> Context:
         memory = self.memory
@@ -212,7 +283,7 @@ class StilleCam:
             torch.cat([kv, old.kv], 1), torch.cat([word, old.word], 1), torch.cat([age, old.age], 1)[:, None]
         )
 
-    def _look_at_slots(self, fine: Tensor, cameras: list[str]) -> list[Tensor]:
+    def _look_at_slots(self, middle: Tensor, cameras: list[str], inside_B14: Tensor) -> list[Tensor]:
         """Probabilities, for each camera as many as it has slots."""
         boxes = [self._slots[name][1] if name in self._slots else None for name in cameras]
         most = max((len(box) for box in boxes if box is not None), default=0)
@@ -222,16 +293,18 @@ class StilleCam:
         for row, box in enumerate(boxes):
             if box is not None:
                 padded[row, : len(box)] = box
-        found = self.network.slots(fine, padded).sigmoid().cpu()
+        found = self.network.slots(middle, to_network(padded, inside_B14)).sigmoid().cpu()
         return [row[: 0 if box is None else len(box)] for row, box in zip(found, boxes, strict=True)]
 
-    def _results(self, objects: Objects, settled: Settled, slots: list[Tensor]) -> list[_Result]:
-        score = objects.presence_BK.sigmoid()
-        flat = torch.cat([objects.box_BK4, score[..., None], settled.attribute_BKA], -1).float().cpu().numpy()
+    def _results(self, objects: Objects, settled: Settled, slots: list[Tensor], inside_B14: Tensor) -> list[_Result]:
+        score, box = objects.presence_BK.sigmoid(), to_picture(objects.box_BK4, inside_B14).clamp(0, 1)
+        flat = torch.cat([box, score[..., None], settled.attribute_BKA], -1).float().cpu().numpy()
         whole = torch.stack([objects.kind_BKG.argmax(-1), settled.identity_BK], -1).cpu().numpy()
         results = []
         for number, identity, slot in zip(flat, whole, slots, strict=True):
-            on = number[:, 4] >= self.config.shown
+            on = (number[:, 4] >= self.config.shown) & (number[:, 2:4] > number[:, :2]).all(
+                1
+            )  # not in the border alone
             number, identity = number[on], identity[on]
             results.append(
                 _Result(number[:, :4], identity[:, 0], number[:, 4], identity[:, 1], number[:, 5:], slot.numpy())
@@ -241,7 +314,7 @@ class StilleCam:
     def _seen(self, frame: Frame, found: _Result) -> Seen:
         wide, high = frame.size
         names = self._slots[frame.camera][0] if frame.camera in self._slots else []
-        box = found.box_N4.clip(0, 1) * np.array([wide, high, wide, high], np.float32)
+        box = found.box_N4 * np.array([wide, high, wide, high], np.float32)
         slots = {name: float(p) for name, p in zip(names, found.slot_S, strict=True)}
         return Seen(
             frame.camera, frame.index, frame.time, frame.size, box, found.kind_N, found.score_N, found.identity_N,
@@ -265,18 +338,6 @@ def _multiplies_bf16() -> bool:
     """Whether the processor has AVX512-BF16 or AMX, beyond being able to convert."""
     found = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(found()) if found is not None else False
-
-
-def resized(frame_NHW3: Tensor, width: int, height: int) -> Tensor:
-    """uint8 pictures of another size, antialiased; the aspect is not kept."""
-    if frame_NHW3.shape[1:3] == (height, width):
-        return frame_NHW3
-    picture = frame_NHW3.permute(0, 3, 1, 2)
-    on_gpu = picture.is_cuda
-    out = interpolate(picture.float() if on_gpu else picture, (height, width), mode="bilinear", antialias=True)
-    if on_gpu:
-        out = out.round_().clamp_(0, 255).to(torch.uint8)
-    return out.permute(0, 2, 3, 1).contiguous()
 
 
 def _turns(frames: Sequence[Frame]) -> list[list[int]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from stille.errors import ConfigError
@@ -37,6 +38,8 @@ class StilleCamConfig:
         long_step: seconds between two tokens of an object in the long memory.
         shown: presence from which an object is reported.
         born: presence from which it may get an identity of its own.
+        ranges: largest activations of the backbone's convolutions, for computing in 8 bits (see
+            `stille.video.model.quantized`); empty: not measured.
 
     Raises:
         ConfigError: sizes that do not fit each other.
@@ -66,6 +69,7 @@ class StilleCamConfig:
     long_step: float = 0.5
     shown: float = 0.4
     born: float = 0.6
+    ranges: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if self.width % 32 or self.height % 32 or self.width <= 0 or self.height <= 0:
@@ -111,7 +115,7 @@ class StilleCamConfig:
         Raises:
             ConfigError: an unknown field, or sizes that do not fit.
         """
-        known = {field.name for field in fields(cls)}
+        known = {one.name for one in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise ConfigError(f"the model's configuration has unknown fields: {', '.join(unknown)}")
         given: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in values.items()}

@@ -10,12 +10,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from stille.errors import CheckpointError
 from stille.video.model.config import StilleCamConfig
 from stille.video.model.network import StilleCamNet
 from stille.video.types import ATTRIBUTES, KINDS
 
+SCALE = ".scale"  # after the name of a tensor of 8 bits
+SMALL = 4096  # numbers; tensors with fewer are not worth 8 bits
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 KIND = "stillecam"
 
@@ -25,13 +28,15 @@ def save(network: StilleCamNet, folder: Path, card: str, dtype: torch.dtype = to
 
     Args:
         card: text of README.md.
-        dtype: of the stored weights.
+        dtype: of the stored weights. int8: matrices and kernels in 8 bits with a scale per output channel, the rest,
+            some hundredths, in float32; half as large as bfloat16.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = {"model_type": KIND, "kinds": KINDS, "attributes": ATTRIBUTES, **network.config.to_dict()}
     tensors = {
-        name: x.detach().cpu().to(dtype if x.is_floating_point() else x.dtype).contiguous()
-        for name, x in network.state_dict().items()
+        name: part
+        for whole, x in network.state_dict().items()
+        for name, part in _stored(whole, x.detach().cpu(), dtype).items()
     }
     for name, write in (
         (WEIGHTS, lambda path: save_file(tensors, path, {"format": "pt"})),
@@ -66,7 +71,30 @@ def load(folder: Path, **changes: Any) -> StilleCamNet:
         raise CheckpointError(f"{folder} knows kinds and attributes {known}; this version needs {(KINDS, ATTRIBUTES)}.")
     network = StilleCamNet(StilleCamConfig.from_dict({**values, **changes}))
     try:
-        network.load_state_dict({n: x.float() if x.is_floating_point() else x for n, x in tensors.items()})
+        network.load_state_dict(_restored(tensors))
     except RuntimeError as error:
         raise CheckpointError(f"{folder / WEIGHTS} does not fit {CONFIG}: {error}") from error
     return network
+
+
+def _stored(name: str, x: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+    if not x.is_floating_point():
+        return {name: x.contiguous()}
+    if dtype != torch.int8:
+        return {name: x.to(dtype).contiguous()}
+    if x.ndim < 2 or x.numel() < SMALL:
+        return {name: x.float().contiguous()}
+    x = x.float()
+    scale = x.abs().amax(tuple(range(1, x.ndim)), keepdim=True).clamp(min=1e-12) / 127
+    return {name: (x / scale).round().to(torch.int8).contiguous(), name + SCALE: scale}
+
+
+def _restored(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """In float32, of any dtype that `save` writes."""
+    found = {}
+    for name, x in tensors.items():
+        if name + SCALE in tensors:
+            found[name] = x.float() * tensors[name + SCALE]
+        elif not name.endswith(SCALE):
+            found[name] = x.float() if x.is_floating_point() else x
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import logging
 import math
@@ -23,6 +24,7 @@ from stille.errors import ConfigError
 from stille.train import checkpoint
 from stille.train.watching import Log, Stop
 from stille.video.model import StilleCam, StilleCamNet
+from stille.video.model.quantized import measure
 from stille.video.scenes.clips import Clips
 from stille.video.training.config import VideoTrainConfig, rate
 from stille.video.training.feed import Feed, Phase, Source, rows, tensors
@@ -153,12 +155,14 @@ class _Run:
         return Result(self.averaged.cpu(), self.finished, self.step, self.pictures, self.seconds, found)
 
     def _judged(self) -> dict[str, float]:
-        """Figures at the end, under the thresholds that suit best; a failure here does not cost the weights."""
+        """Figures at the end, under the thresholds that suit best, and what 8 bits need; a failure costs no weights."""
         config = self.config
         try:
             clips = self.source(TUNED_ON + config.seed, config.eval_clips, config.frames)
             best = tuned(self.averaged, clips, config.visible, self.device, self._dtype())
             self.averaged = with_thresholds(self.averaged, best)
+            ranges = measure(self.averaged, clips.frame_BTHW3[:, ::4])
+            self.averaged.config = dataclasses.replace(self.averaged.config, ranges=ranges)
             return self.evaluate()
         except Exception:
             logger.exception("the evaluation failed; the weights are kept")
