@@ -49,21 +49,21 @@ class Outcome:
     cores: float
 
 
-def make_cam(way: str, model: Path | None, film: Path) -> Any:
+def make_cam(way: str, model: Path | None, film: Path, threads: int) -> Any:
     import torch
 
-    from stille.video.model import StilleCam, load
+    from stille.video.model import Abreast, load
     from stille.video.model.camera import default_dtype
     from stille.video.model.quantized import measure
     from video_cameras import make_net
 
     network = load(model) if model is not None else make_net(film, "base", "cpu", FPS)
     if way == "bf16":
-        cam = StilleCam(network, "cpu", default_dtype(torch.device("cpu")))
+        cam = Abreast(network, threads, dtype=default_dtype(torch.device("cpu")))
     else:
         if not network.config.ranges:
             network.config = replace(network.config, ranges=measure(network, pictures(film, network.config)))
-        cam = StilleCam(network, "cpu", int8=True)
+        cam = Abreast(network, threads, int8=True)
     cam.warm(CAMERAS)
     return cam
 
@@ -133,11 +133,9 @@ def watch(cam: Any, sources: list[str], names: list[str], gate: str, seconds: fl
 def main() -> int:
     options = parse()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
-    import torch
 
     from video_sides.paced import write_film
 
-    torch.set_num_threads(options.threads)
     records: list[ledger.Record] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -146,7 +144,7 @@ def main() -> int:
         to_annexb(film, raw)
         names = [f"cam{i}" for i in range(CAMERAS)]
         for way in options.ways:
-            cam = make_cam(way, options.model, film)
+            cam = make_cam(way, options.model, film, options.threads)
             for origin in options.origins:
                 for camera in cam.cameras:
                     cam.forget(camera)

@@ -10,7 +10,17 @@ import torch
 
 from stille.errors import CheckpointError, ConfigError
 from stille.video.errors import VideoError
-from stille.video.model import BASE, TINY, StilleCam, StilleCamConfig, StilleCamNet, flops_per_frame, load, save
+from stille.video.model import (
+    BASE,
+    TINY,
+    Abreast,
+    StilleCam,
+    StilleCamConfig,
+    StilleCamNet,
+    flops_per_frame,
+    load,
+    save,
+)
 from stille.video.types import NOBODY, Frame, Seen
 from tests.video.painted import awake
 
@@ -61,6 +71,29 @@ def test_a_camera_is_seen_alike_in_any_company():
             same(a, b)
     wide, high = streams["yard"][0].size
     assert all((seen.box_N4 <= [wide, high, wide, high]).all() and (seen.box_N4 >= 0).all() for seen in alone["yard"])
+
+
+def test_cameras_side_by_side_are_seen_as_by_one(request):
+    threads = torch.get_num_threads()
+    request.addfinalizer(lambda: torch.set_num_threads(threads))
+    streams = {name: frames(name, 4) for name in ("gate", "yard", "dock")}
+    one, several = StilleCam(network(), dtype=torch.float32), Abreast(network(), 2, dtype=torch.float32)
+    several.warm(3)
+    for t in range(4):
+        if t == 2:
+            for cam in (one, several):
+                cam.watch_slots("yard", {"A1": (0.1, 0.1, 0.5, 0.5)})
+                cam.forget("dock")
+        frames_ = [streams[name][t] for name in ("dock", "gate", "yard")]
+        for a, b in zip(one.see(frames_), several.see(frames_), strict=True):
+            same(a, b)
+    assert sorted(several.cameras) == sorted(one.cameras) == ["dock", "gate", "yard"]
+    assert max(len(cam.cameras) for cam in several.cams) == 2
+    other = Abreast(network(), 2, dtype=torch.float32)
+    other.set_state("gate", several.state("gate"))
+    same(several.see(frames("gate", 5)[4:])[0], other.see(frames("gate", 5)[4:])[0])
+    with pytest.raises(VideoError, match="uint8"):
+        several.see([replace(streams["gate"][0], image_HW3=np.zeros((4, 4), np.float32))])
 
 
 def test_a_state_goes_on_elsewhere_bit_by_bit():

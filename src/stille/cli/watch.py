@@ -34,6 +34,7 @@ EXAMPLES = examples(
 )
 SINKS, SEEING, VIEWS, PAGE = "Where events go", "Seeing", "Pictures", "The page"
 STATUS_S = 10.0
+MOST_THREADS = 16  # that see side by side, each with a copy of the weights
 
 
 def _option(panel: str, *names: str, **more: Any) -> Any:
@@ -97,7 +98,7 @@ def command(
     from stille.errors import ConfigError
     from stille.video.events import Desk
     from stille.video.evidence import Evidence
-    from stille.video.model import StilleCam, load
+    from stille.video.model import Abreast, StilleCam, load
     from stille.video.pipeline import Pipeline
     from stille.video.rules import load_rules
     from stille.video.sinks import JsonLines, Lane, Sinks, Webhook
@@ -115,7 +116,9 @@ def command(
     book = load_rules(rules)
     server = _server(page, page_host, page_password) if page is not None else None
     place = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    cam = StilleCam(load(find(model)), place)
+    side_by_side = 1 if place == "cuda" else min(len(sources), torch.get_num_threads(), MOST_THREADS)
+    network = load(find(model))
+    cam = StilleCam(network, place) if side_by_side == 1 else Abreast(network, side_by_side)
     judge = verifier(verify, cam)
     out.mkdir(parents=True, exist_ok=True)
     kept = Store(store or out / "events.db")

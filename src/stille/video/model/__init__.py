@@ -4,6 +4,7 @@
 >>> seen = StilleCam(load(folder)).see(frames)
 """
 
+from stille.video.model.abreast import Abreast
 from stille.video.model.camera import StilleCam, resized
 from stille.video.model.config import BASE, PRESETS, TINY, StilleCamConfig
 from stille.video.model.memory import with_long_memory
@@ -14,6 +15,7 @@ __all__ = [
     "BASE",
     "PRESETS",
     "TINY",
+    "Abreast",
     "StilleCam",
     "StilleCamConfig",
     "StilleCamNet",
