@@ -21,7 +21,7 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -145,7 +145,7 @@ def validity(options: argparse.Namespace) -> list[ledger.Record]:
     total.counted = min(tally.counted for tally in tallies)
     if options.tally:
         partial_file = options.tally.with_suffix(".partial")
-        partial_file.write_text(json.dumps(asdict(total)), encoding="utf-8")
+        partial_file.write_text(json.dumps(vars(total)), encoding="utf-8")
         partial_file.replace(options.tally)
     for each in total.wrong[:20]:
         print("WRONG", each)

@@ -18,7 +18,7 @@ from stille.model.store_packaged import PACKAGED, fetch_packaged
 __all__ = ["DEFAULT_MODEL", "Progress", "known_models", "resolve", "stille_home"]
 
 DEFAULT_MODEL = "stille-135m"
-BUNDLED = {"stille-135m-deb": Path(__file__).parents[1] / "bundled" / "stille-135m-deb"}
+BUNDLED = {name: Path(__file__).parents[1] / "bundled" / name for name in ("stille-135m-deb", "stille-135m-tools")}
 """Deltas that are part of this package; their bases are fetched."""
 Progress = Callable[[int, int], None]
 """Called with (bytes so far, bytes in all) while something is downloaded."""
