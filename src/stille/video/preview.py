@@ -216,7 +216,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer("text/html; charset=utf-8", body.encode())
 
     def _picture(self, camera: _Camera) -> None:
-        found = self.preview.next(camera, camera.number, STALLED_S)
+        found = self.preview.next(camera, 0, STALLED_S)
         if found is None:
             self.send_error(503, "the camera gives no pictures")
             return
@@ -224,7 +224,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _stream(self, camera: _Camera) -> None:
         self._head(f"multipart/x-mixed-replace; boundary={BOUNDARY.decode()}")
-        number = camera.number
+        number = 0  # who joins others sees at once what they see
         while not self.preview.closed:
             found = self.preview.next(camera, number, 1.0)
             if found is None:
