@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from stille.cli.download import fetch, stderr_console
 
 if TYPE_CHECKING:
-    from stille.engine.async_llm import AsyncLLM, RequestStream
+    from stille.engine.async_llm import AsyncLLM
     from stille.engine.config import EngineConfig
     from stille.engine.outputs import OutputDelta
     from stille.engine.sampling_params import SamplingParams
+    from stille.engine.streams import RequestStream
 
 T = TypeVar("T")
 

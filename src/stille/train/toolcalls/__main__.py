@@ -28,6 +28,8 @@ def main(
         os.replace(scratch, out)
     except StilleError as error:
         raise typer.BadParameter(str(error)) from error
+    except ModuleNotFoundError as error:
+        raise typer.BadParameter(f"--company needs {error.name}: pip install 'stille[agents]'") from error
     finally:
         scratch.unlink(missing_ok=True)
     typer.echo(statistics.table())
