@@ -20,7 +20,7 @@ def merged_model(source: str, adapter: Path, dtype: torch.dtype = torch.bfloat16
 
     Args:
         source: the base, as for `load_model`.
-        adapter: folder with `adapter-N.safetensors` and `adapter.json`.
+        adapter: folder with `adapter.safetensors` and `adapter.json`.
         dtype: of the weights; they were trained as bf16.
     """
     settings = json.loads((adapter / "adapter.json").read_text(encoding="utf-8"))

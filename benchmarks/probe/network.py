@@ -26,7 +26,6 @@ PROJECTIONS = {
     "q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "o_proj": "self_attn",
     "gate_proj": "mlp", "up_proj": "mlp", "down_proj": "mlp",
 }  # fmt: skip
-SHARD_BYTES = 15_000_000
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -173,9 +172,20 @@ class ProbeNetwork(nn.Module):
 
     @torch.no_grad()
     def round_adapter(self) -> None:
-        """Round the adapter to bf16, as it is stored, so that what is tested is what is kept."""
+        """Round the adapter to 8 bits, as it is stored, so that what is tested is what is kept."""
         for parameter in self.parameters():
-            parameter.copy_(parameter.bfloat16())
+            parameter.copy_(whole(*packed(parameter)))
+
+
+def packed(weight_RC: Tensor) -> tuple[Tensor, Tensor]:
+    """int8, and a scale float32[R, 1] for each row."""
+    scale_R1 = weight_RC.float().abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
+    return torch.round(weight_RC.float() / scale_R1).to(torch.int8), scale_R1
+
+
+def whole(packed_RC: Tensor, scale_R1: Tensor) -> Tensor:
+    """float32, from `packed`."""
+    return packed_RC.float() * scale_R1
 
 
 def merge(base: Tensor, A: Tensor, B: Tensor, dtype: torch.dtype) -> Tensor:
@@ -206,41 +216,28 @@ def probe_config(base: StilleConfig, theta: float, context: int) -> StilleConfig
     return StilleConfig.from_dict(values)
 
 
-def save_adapter(network: ProbeNetwork, folder: Path) -> list[Path]:
-    """Write the adapter in bf16 as `adapter-N.safetensors` of at most 15 MB, under PEFT's names."""
-    shards: list[dict[str, Tensor]] = [{}]
-    size = 0
+def save_adapter(network: ProbeNetwork, folder: Path) -> Path:
+    """Write the adapter in 8 bits as `adapter.safetensors`, under PEFT's names, with a scale for each row."""
+    tensors = {}
     for layer in range(network.config.num_hidden_layers):
-        tensors = {}
         for name, block in PROJECTIONS.items():
-            prefix = f"base_model.model.model.layers.{layer}.{block}.{name}"
-            tensors[f"{prefix}.lora_A.weight"] = network.A[name][layer].detach().bfloat16().cpu().contiguous()
-            tensors[f"{prefix}.lora_B.weight"] = network.B[name][layer].detach().bfloat16().cpu().contiguous()
-        nbytes = sum(tensor.nbytes for tensor in tensors.values())
-        if size + nbytes > SHARD_BYTES and shards[-1]:
-            shards.append({})
-            size = 0
-        shards[-1].update(tensors)
-        size += nbytes
+            for which, weight in (("A", network.A[name][layer]), ("B", network.B[name][layer])):
+                key = f"base_model.model.model.layers.{layer}.{block}.{name}.lora_{which}"
+                values, scale = packed(weight.detach().cpu())
+                tensors[f"{key}.weight"], tensors[f"{key}.scale"] = values.contiguous(), scale.contiguous()
     folder.mkdir(parents=True, exist_ok=True)
-    files = []
-    for number, tensors in enumerate(shards, 1):
-        file = folder / f"adapter-{number}.safetensors"
-        save_file(tensors, file.with_suffix(".tmp"))
-        file.with_suffix(".tmp").replace(file)
-        files.append(file)
-    return files
+    file = folder / "adapter.safetensors"
+    save_file(tensors, file.with_suffix(".tmp"))
+    return file.with_suffix(".tmp").replace(file)
 
 
 def read_adapter(folder: Path) -> dict[str, Tensor]:
-    """All tensors of an adapter folder."""
-    files = sorted(folder.glob("adapter-*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"{folder} has no adapter-N.safetensors")
-    tensors: dict[str, Tensor] = {}
-    for file in files:
-        tensors.update(load_file(file))
-    return tensors
+    """All weights of an adapter folder, float32."""
+    tensors = load_file(folder / "adapter.safetensors")
+    return {
+        name: whole(values, tensors[f"{name.removesuffix('weight')}scale"])
+        for name, values in tensors.items() if name.endswith(".weight")
+    }  # fmt: skip
 
 
 @torch.no_grad()
