@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from stille.train.toolcalls import smalltalk
@@ -25,10 +26,15 @@ CHATS = (
     (("hang on a second", "wait a moment", "just a minute", "I'll be right back", "let me think", "not now"), ("Of course, take your time.", "All right, I'll wait.", "No problem.")),
     (("don't cancel anything yet", "leave everything as it is", "don't change anything for now", "no changes today", "please don't do anything until I'm back"), ("All right, I'll leave everything as it is.", "OK, nothing will be changed.", "Understood, I do nothing.")),
     (("sorry, wrong window", "oops, that was not for you", "ignore that", "that was a typo"), ("No problem.", "That's fine.", "Never mind.")),
+    (("I haven't decided yet", "let me check with the others first", "I'll tell you later", "I have to ask my boss first", "maybe, I'm not sure yet", "let's talk about it tomorrow"), ("All right, tell me when you know.", "No hurry.", "OK, I'll wait for you.")),
+    (("that was my mistake", "sorry for the confusion", "I was wrong, sorry", "excuse my typing", "sorry about that"), ("No problem at all.", "Don't worry.", "That's all right.")),
+    (("the meeting was great", "the customer was very happy", "the audit went well", "we got the order", "the new machine runs well"), ("That is good to hear!", "I'm glad!", "Wonderful.")),
+    (("I'm off for lunch", "I'll go home now", "I'm in a meeting until three", "back in ten minutes", "I'm leaving early today"), ("All right, see you later.", "OK. I'll be here.", "Fine, until later.")),
 )  # fmt: skip
 THANKS = (
     "thanks", "thank you", "thanks a lot", "great, thanks", "perfect, thank you", "that's all, thanks", "thank you, that was all", "wonderful, that's it for now", "super, thanks", "many thanks", "cheers", "ok thanks", "good, that's everything",
     "thank you very much, bye", "that helps, thanks", "excellent, thank you", "nice, that's all I needed", "alright, thanks for the help", "thx", "good job, thank you", "thanks, have a nice day", "ok, done for today", "great, that's it", "thank you, see you tomorrow",
+    "ta", "brilliant, thank you", "lovely, thanks", "much appreciated", "that's me done, thanks", "nothing else for now, thank you", "you've been a great help", "ok that's it from me", "sorted, thanks", "no more for now", "cool, thank you", "that will do, thanks",
 )  # fmt: skip
 WELCOME = (
     "You're welcome.",
@@ -42,6 +48,7 @@ WELCOME = (
 )
 ABLE = (
     "what can you do", "how can you help me", "what are you able to do", "what can I ask you", "which functions do you have", "what do you know about us", "what are you good for", "what kind of things can you do", "what can I use you for", "how do I work with you", "tell me what you can do",
+    "what sort of jobs can I give you", "give me an idea of what you do", "what are your features", "I'm new, what can you take care of",
 )  # fmt: skip
 CAN = (
     "look up contacts", "show the calendar of a day", "put events into the calendar", "move events", "cancel events", "list invoices", "write invoices", "mark invoices as paid", "open tickets", "update tickets", "find files", "share files",
@@ -117,6 +124,10 @@ ABOUT = (
     (("do you remember what I said last week", "do you know me"), "No, I only know this conversation and what I can look up."),
     (("what day is it", "which date is today", "what's today's date", "what day of the week is it"), "It is {today}."),
     (("who do you work for", "which company is this", "where am I here"), "This is the assistant of {house}."),
+    (("could you also find somebody's e-mail address", "do you know our contacts", "can you look people up"), "Yes. Tell me the name, and I look the person up."),
+    (("can you close tickets too", "are you allowed to change tickets", "can you give a ticket to somebody else"), "Yes: tell me which ticket, and whether its status or its assignee changes."),
+    (("would you be able to tell me what's in the calendar", "do you see my calendar", "can you see what's on a given day"), "Yes, tell me the day and I list its events."),
+    (("can you tell which invoices are unpaid", "do you know who owes us money", "can you keep track of payments"), "I can list invoices, also only the open ones, and mark them as paid."),
 )  # fmt: skip
 NEAR = (
     "order (a|two|three) (pizza|pizzas|sandwiches|coffees) for the (team|office|meeting)", "order (paper|toner|flowers|a cake|office chairs) for (us|the office|the reception)", "turn (up|down|off) the (heating|lights|air conditioning|radio|music)", "lock the (door|gate|workshop)",
@@ -127,12 +138,14 @@ NEAR = (
     "add a new (contact|customer) called {stranger}", "change {person}'s e-mail address", "delete {person} from the contacts", "give {person} a (raise|day off)", "fire {person}", "transfer {amount} to {customer}", "pay the (rent|electricity bill|salaries)", "check (our bank account|the balance of the account)", "book {amount} to petty cash", "sign the contract with {customer}",
     "play some music", "set (an alarm|a timer) for {clock}", "take a photo of the (hall|yard)", "start the (coffee machine|dishwasher|forklift)", "post a picture on (Instagram|our website)", "update the website", "restart the (server|router)", "install a new (printer driver|browser)", "reset my password", "track the parcel (to {customer}|from {city})",
     "look up the stock of (screws|paint|gloves)", "count the (boxes|screws) in the storeroom", "water the plants", "clean the (kitchen|hall)", "record my working hours", "approve my holiday", "hire a new apprentice", "buy a new (van|drill|laptop)", "sell the old (van|machine)",
+    "get (us|me) a cab to {city}", "buy train tickets to {city} for {person} and me", "find (me |)a hotel in {city} for {day}", "get {person} on the line", "leave {person} a voicemail", "text {person} that I am running late", "reply to {person}'s last e-mail", "forward {person}'s mail to {customer}", "write {customer} a letter about {invoice}", "send {customer} {invoice} (by mail|once more)", "cancel {invoice}", "split {invoice} into two", "give {customer} a discount on {invoice}", "give {customer} two more weeks for {invoice}", "move {file} to another folder", "make a PDF out of {file}", "correct the figures in {file}", "lock {file} with a password", "attach {file} to {ticket}", "attach {file} to {event}", "leave a note on {ticket} that the parts are here", "move the deadline of {ticket} to {day}", "make {ticket} (more|less) urgent", "add {person} to {event}", "take {person} off the guest list of {event}", "shorten {event} to (ten|20) minutes", "get a (bigger|quieter) room for {event}", "start a video call with {person}", "note {person}'s new phone number", "save {stranger} as a new contact", "update the company of {person} in the contacts", "put {person} on sick leave", "wire {amount} to {person}", "pay {customer} {amount}", "work out (the VAT|our turnover) for this month", "order more (screws|paint|gloves)", "book the van for {day}", "let the cleaners in", "call the elevator", "dim the lights in the showroom", "set the thermostat to 21 degrees", "wake me up at {clock}", "read me the news", "check the weather for {day}", "show me the way to {customer}", "put up a job advert", "make a backup of the server", "scan the letters on my desk",
 )  # fmt: skip
 NEAR_ASKED = (
     ("what's the weather (like |)(today|tomorrow|in {city})", "tell the weather"), ("will it rain (today|tomorrow|this afternoon)", "tell the weather"), ("how do I get to {city} by train", "plan journeys"), ("what's the traffic like (right now|to {city})", "see the traffic"), ("how warm is it in the (hall|office)", "measure that"),
     ("what is the exchange rate of the dollar", "look up exchange rates"), ("how many (screws|boxes|gloves) do we have in stock", "see the stock"), ("who won the match (yesterday|last night)", "look up the news"), ("what's in the news (today|)", "read the news"), ("what is {person}'s phone number", "see phone numbers, only e-mail addresses and companies"),
     ("where is {person} right now", "see where people are"), ("is {person} in the office", "see who is there"), ("how much holiday do I have left", "see that"), ("what does {person} earn", "see that"), ("is the (printer|coffee machine|front door) (on|switched on)", "see that"), ("when does the next bus leave", "look up timetables"), ("how many (followers|visitors) did our website have", "see that"),
     ("what's for lunch (today|tomorrow)", "see the menu"), ("what did {person} say in the meeting", "know what was said there"), ("how old is {person}", "know that"), ("what does {file} say on page (two|three|five)", "read what is in files"), ("what's our profit this (year|month)", "work that out from here"),
+    ("do I need an umbrella (today|tomorrow)", "tell the weather"), ("is there snow in {city}", "tell the weather"), ("how far is it to {city}", "measure distances"), ("when is the next train to {city}", "look up timetables"), ("what number can I reach {person} on", "see phone numbers, only e-mail addresses and companies"), ("has {person} (answered my mail|read my message)", "see mails"), ("did {person} come in today", "see who is there"), ("when is {person}'s birthday", "know birthdays"), ("who opened {file} last", "see who opened a file"), ("how big is {file}", "see the size of files"), ("how long has {ticket} been open", "see since when"), ("how many hours did {person} work (last week|this month)", "see working hours"), ("how much money is in our account", "see the bank account"), ("where is my parcel", "track parcels"), ("what does a flight to {city} cost", "look up flights"), ("are there any new (mails|messages)", "see mails"), ("is the server (down|up)", "see that"),
 )  # fmt: skip
 CANNOT = (
     "I can't {does}.", "I'm sorry, I can't {does}.", "I have no function to {does}.", "None of my functions can {does}.", "That is beyond me: I cannot {does}.", "Sorry, I cannot {does} from here.", "Unfortunately there is no way for me to {does}.", "No, I am not able to {does}.",
@@ -196,11 +209,17 @@ def near_miss(office: Office) -> tuple[str, str]:
         return written(office, _filled(office, dice.expand(asked))), dice.choice(answers)
     wish = _filled(office, dice.expand(dice.one(NEAR)))
     answers = [
-        dice.choice(CANNOT).replace("{does}", wish.replace(" my ", " your ")),
+        dice.choice(CANNOT).replace("{does}", _to_user(wish)),
         dice.choice(NOT_THAT),
         dice.choice(NOT_THAT),
     ]
     return office.around([wish]), dice.choice(answers)
+
+
+def _to_user(wish: str) -> str:
+    """A wish from the assistant's side."""
+    you = {"my": "your", "me": "you", "us": "you", "I am": "you are"}
+    return re.sub(r"\b(my|me|us|I am)\b", lambda said: you[said[0]], wish)
 
 
 def _filled(office: Office, text: str) -> str:

@@ -4,13 +4,15 @@
 
 from datetime import date
 
-from stille.train.toolcalls.company.moves import WHICH
-from stille.train.toolcalls.company.office import Ask, Office, listed, topic
+from stille.train.toolcalls.company import words
+from stille.train.toolcalls.company.moves import PICKED, WHICH
+from stille.train.toolcalls.company.office import Ask, Office, listed
 from stille.train.toolcalls.company.refer import NP
 from stille.train.toolcalls.company.say import say_day, say_euros
 
 MOVE_FOUND = (
     "move {found} to {new}", "reschedule {found} to {new}", "shift {found} to {new}", "postpone {found} to {new}", "?can we have {found} {when} instead", "?{found} has to be {when}", "change {found} to {new}", "?{found} should be {when} instead",
+    "?we need {found} to be {when}", "?{found} has been moved to {new}, please update it", "push {found} to {new}", "?something came up, so {found} goes to {new}", "?I'd rather have {found} {when}", "rebook {found} for {new}", "?would {new} be possible for {found}", "put {found} {when} instead",
 )  # fmt: skip
 MOVE_FOUND_DAY = (
     "move {found} to {time}",
@@ -20,6 +22,13 @@ MOVE_FOUND_DAY = (
     "make {found} start {at}",
     "?can {found} be {at} instead",
     "push {found} to {time}",
+    "?could {found} begin {at}",
+    "?I need {found} to start {at}",
+    "change the time of {found} to {time}",
+    "?{found} is {at} now, same day",
+    "let {found} begin {at}",
+    "?we would like to start {found} {at}",
+    "set {found} to {time}",
 )
 CANCEL_FOUND = (
     "cancel {found}",
@@ -31,9 +40,18 @@ CANCEL_FOUND = (
     "delete {found}",
     "?{found} is cancelled, take it out",
     "remove {found} from the calendar",
+    "scrap {found}",
+    "?{found} can go",
+    "?{found} isn't going ahead, please take it out",
+    "?I have to cancel {found}",
+    "strike {found} from the calendar",
+    "?they called off {found}",
+    "?let's skip {found}",
+    "?nobody can come to {found}, so cancel it",
 )
 SHARE_FOUND = (
     "find the {query} and share it with {whom}", "look for the {query} and give {whom} access", "search for the {query} and share it with {whom}", "share the {query} with {whom}", "send {whom} the {query}", "give {whom} access to the {query}", "?{who} needs the {query}", "?{who} is asking for the {query}", "let {whom} see the {query}", "?can {who} get the {query}",
+    "?{who} wants to see the {query}", "?{who} hasn't got the {query} yet", "dig out the {query} and send it to {whom}", "get the {query} to {whom}", "?could you let {whom} have the {query}", "?wherever the {query} is, {who} needs it", "?we must have the {query} somewhere: share it with {whom}", "forward the {query} to {whom}", "pass the {query} on to {whom}", "?I promised {whom} the {query}",
 )  # fmt: skip
 PAY_FOUND = (
     "look up the open invoices of {customer} and mark the one over {amount} as paid",
@@ -41,10 +59,15 @@ PAY_FOUND = (
     "find the unpaid invoice of {customer} over {amount} and note it as paid",
     "check the open invoices of {customer}: the one over {amount} is paid",
     "?{customer} paid {amount}. Look for that invoice and mark it as paid",
+    "?the {amount} from {customer} came in, find the invoice and mark it as paid",
+    "?{customer} settled the one over {amount}. Look it up among their open invoices and mark it",
+    "look through what {customer} owes us and tick off the invoice over {amount}",
+    "?I don't have the number, but {customer} paid {amount}: mark that invoice as paid",
+    "?{customer} transferred {amount}; see which open invoice that is and mark it as paid",
 )
 FOR_COMPANY = {
-    "create_invoice": ("look up {whom} and write {his} company an invoice over {amount}, due {by}", "find out where {whom} works and invoice that company for {amount}, due {by}", "?{whom} ordered something: find {his} company and bill it {amount}, due {by}", "write an invoice over {amount}, due {by}, for the company of {whom}", "invoice the company that {whom} works for: {amount}, due {date}"),
-    "list_invoices": ("look up {whom} and list the open invoices of {his} company", "find out where {whom} works and what that company still owes us", "?what does the company of {whom} still owe us", "show me the unpaid invoices of the company that {whom} works for", "?which invoices are open for {whom} and {his} company"),
+    "create_invoice": ("look up {whom} and write {his} company an invoice over {amount}, due {by}", "find out where {whom} works and invoice that company for {amount}, due {by}", "?{whom} ordered something: find {his} company and bill it {amount}, due {by}", "write an invoice over {amount}, due {by}, for the company of {whom}", "invoice the company that {whom} works for: {amount}, due {date}", "?{who} ordered for {amount}: invoice {his} company, due {date}", "bill the company of {whom} {amount}, due {by}", "?send the bill for {amount} to the firm where {who} works, due {date}", "?I forgot which company {who} is with, but they get an invoice over {amount}, due {by}"),
+    "list_invoices": ("look up {whom} and list the open invoices of {his} company", "find out where {whom} works and what that company still owes us", "?what does the company of {whom} still owe us", "show me the unpaid invoices of the company that {whom} works for", "?which invoices are open for {whom} and {his} company", "?has the company of {whom} got anything unpaid", "?I forgot which firm {who} works for, but what do they still owe us", "check what the firm that {who} works for hasn't paid yet", "?{who} called about the open invoices of {his} company, show them to me"),
 }  # fmt: skip
 
 
@@ -69,7 +92,7 @@ def _look_up_event(office: Office) -> bool:
     bare, on = say_day(dice, date.fromisoformat(event["date"]), office.today)
     title = event["title"]
     ways = [f"the {title} {'on ' if on else ''}{bare}"] * 2
-    if bare[-1] == "y" or bare in ("tomorrow", "today"):
+    if (bare[-1] == "y" or bare in ("tomorrow", "today")) and not bare.startswith("a week"):
         ways.append(f"{bare}'s {title}")
     found = dice.choice(ways)
     way = dice.random()
@@ -91,7 +114,7 @@ def _look_up_file(office: Office) -> bool:
     name = dice.choice([*office.company.state.files])
     if name in office.known.get("file", []):
         return False
-    query, focus = topic(name), office.focus.get("person")
+    query, focus = words.topic(name), office.focus.get("person")
     leant = bool(focus) and dice.chance(0.4)
     share = office.draw("share_file", lean={"person"} if leant else (), file_name=name)
     office.asks(dice.one(SHARE_FOUND), {**share.words, "query": query})
@@ -99,7 +122,7 @@ def _look_up_file(office: Office) -> bool:
     if len(found) > 1:
         office.says(dice.one(WHICH).replace("{x}", listed(found, dice).replace(" and ", " or ").replace(" & ", " or ")))
         reference = NP(office, "file", name).reference() or name
-        office.user(office.written(dice.choice(["{}", "{}, please", "I mean {}"]).replace("{}", reference)))
+        office.user(office.written(dice.one(PICKED).replace("{}", reference)))
     office.call([share])
     office.told()
     return True
@@ -117,7 +140,7 @@ def _look_up_person(office: Office) -> bool:
         tool, customer=contacts[name]["company"], **({"status": "open"} if tool == "list_invoices" else {})
     )
     then.arguments["customer"] = contacts[name]["company"]
-    office.asks(dice.one(FOR_COMPANY[tool]), {**then.words, "whom": said, "his": his})
+    office.asks(dice.one(FOR_COMPANY[tool]), {**then.words, "whom": said, "who": said, "his": his})
     office.call([Ask("find_contact", {"name": said})])
     office.call([then])
     office.told()

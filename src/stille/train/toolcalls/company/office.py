@@ -367,7 +367,7 @@ class Office:
         return first if first and self.dice.chance(0.55) else full
 
     def pronoun(self, full: str) -> tuple[str, str, str]:
-        return ("her", "she", "her") if full.split()[0] in words.SHE else ("him", "he", "his")
+        return ("her", "she", "her") if words.is_woman(full) else ("him", "he", "his")
 
     def _title(self, ask: Ask, value: str | None) -> str:
         dice, words_ = self.dice, ask.words
@@ -412,17 +412,11 @@ class Office:
         """Words of a file's name: what it is about, with its year, or one word of it; sometimes of none."""
         dice = self.dice
         name = dice.choice([*self.company.state.files])
-        about = dice.one(words.PAPERS) if dice.chance(0.2) else topic(name)
+        about = words.paper(dice) if dice.chance(0.2) else words.topic(name)
         year = re.search(r"20\d\d", name)
         if year and dice.chance(0.15):
             return f"{about} {year[0]}"
         return dice.choice(about.split()) if dice.chance(0.1) else about
-
-
-def topic(file_name: str) -> str:
-    """What a file is about."""
-    stem = file_name.rpartition(".")[0].replace("-", " ").replace("_", " ")
-    return next((each for each in words.PAPERS if f"{stem} ".startswith(f"{each} ")), stem)
 
 
 def listed(names: Sequence[str], dice: Dice) -> str:

@@ -6,7 +6,7 @@ import re
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
-from stille.train.toolcalls.company.say import say_clock, say_day, say_euros
+from stille.train.toolcalls.company.say import say_clock, say_day, say_euros, say_minutes
 from stille.train.toolcalls.kinds import ordinal
 
 if TYPE_CHECKING:
@@ -109,7 +109,11 @@ class NP:
         place, others = ids.index(self.id), [self.all[id] for id in ids if id != self.id]
         ways = [f"the {NTH[place]} one", f"the {NTH[place]}"] if place < len(NTH) else []
         if place == len(ids) - 1:
-            ways += ["the last one"]
+            ways += ["the last one", "the last of them"]
+        if len(ids) == 2:
+            ways.append("the former" if place == 0 else "the latter")
+        elif place < 3:
+            ways.append(f"the {NTH[place]} on the list")
         if self.kind == "file":
             return ways + self._file(ids)
         if self.kind == "event":
@@ -118,7 +122,12 @@ class NP:
             ways += self._invoice(others, things)
         else:
             noun = self.thing["title"]
-            ways += [f'the one with the title "{noun}"', f'"{noun}"']
+            ways += [f'the one with the title "{noun}"', f'"{noun}"', f'the one called "{noun}"']
+            who = self.thing["assignee"]
+            if who and all(each["assignee"] != who for each in others):
+                ways += [f"the one assigned to {who}", f"the one that {who} has"]
+            if not who and all(each["assignee"] for each in others):
+                ways += ["the one that nobody has", "the unassigned one"]
         return ways
 
     def _event(self, others: list[dict[str, Any]]) -> list[str]:
@@ -127,12 +136,22 @@ class NP:
         same_day = all(each["date"] == day for each in others)
         if same_day and all(each["time"] != thing["time"] for each in others):
             clock = say_clock(dice, thing["time"])
-            ways += [f"the one at {clock}", f"the one at {clock}"]
+            ways += [f"the one at {clock}", f"the one at {clock}", f"the one starting at {clock}", f"the {clock} one"]
+            times = sorted(each["time"] for each in others)
+            if len(others) > 1 and not times[0] < thing["time"] < times[-1]:
+                ways.append("the earliest one" if thing["time"] < times[0] else "the latest one")
             if len(others) == 1:
+                ways.append("the later of the two" if thing["time"] > times[0] else "the earlier of the two")
                 ways += ["the later one" if thing["time"] > others[0]["time"] else "the earlier one"] * 2
         for name in thing["attendees"]:
             if all(name not in each["attendees"] for each in others):
-                ways += [f"the one with {self.office.first_name(name) or name}"] * 2
+                name = self.office.first_name(name) or name
+                ways += [f"the one with {name}", f"the one with {name}", f"the one that {name} comes to"]
+        if not same_day and all(each["date"] != day for each in others):
+            bare, on = say_day(dice, date.fromisoformat(day), self.office.today)
+            ways += [f"the one {'on ' if on else ''}{bare}"] * 2
+        if all(each["minutes"] != thing["minutes"] for each in others):
+            ways += [f"the {thing['minutes']} minute one", f"the one that takes {say_minutes(dice, thing['minutes'])}"]
         if all(each["minutes"] < thing["minutes"] for each in others):
             ways.append("the longest one" if len(others) > 1 else "the longer one")
         if all(each["minutes"] > thing["minutes"] for each in others):
@@ -145,11 +164,11 @@ class NP:
         if all(each["amount"] != thing["amount"] for each in others):
             ways += [f"the one (over|for|of) {say_euros(dice, thing['amount'])}", f"the {thing['amount']} euro one"] * 2
         if all(each["amount"] < thing["amount"] for each in others):
-            ways += ["the biggest one", "the highest one"] if len(others) > 1 else ["the bigger one", "the higher one"]
+            ways += _most("biggest", "highest", "largest") if len(others) > 1 else _more("bigger", "higher", "larger")
         if all(each["amount"] > thing["amount"] for each in others):
-            ways += ["the smallest one", "the lowest one"] if len(others) > 1 else ["the smaller one", "the lower one"]
+            ways += _most("smallest", "lowest") if len(others) > 1 else _more("smaller", "lower")
         if all(each["customer"] != thing["customer"] for each in others):
-            ways += [f"the one (of|for|to) {thing['customer']}", f"{thing['customer']}'s"] * 2
+            ways += [f"the one (of|for|to) {thing['customer']}", _whose(thing["customer"])] * 2
         if all(each["due_date"] != thing["due_date"] for each in others):
             bare, on = say_day(dice, date.fromisoformat(thing["due_date"]), self.office.today)
             ways.append(f"the one due {'on ' if on else ''}{bare}")
@@ -158,22 +177,41 @@ class NP:
                 ways.append(f"the one due on the {day}")
         overdue = [each for each in things if each["due_date"] < today and each["status"] == "open"]
         if overdue == [thing]:
-            ways += ["the overdue one"] * 3
+            ways += ["the overdue one"] * 2 + ["the one that is overdue", "the one past its due date", "the late one"]
+        dues = [each["due_date"] for each in others]
+        if thing["due_date"] < min(dues):
+            ways.append("the one due first" if len(dues) > 1 else "the one that is due earlier")
+        if thing["due_date"] > max(dues):
+            ways.append("the one due last" if len(dues) > 1 else "the one that is due later")
         if thing["status"] == "open" and all(each["status"] == "paid" for each in others):
-            ways += ["the open one", "the unpaid one"]
+            ways += ["the open one", "the unpaid one", "the one that is still open", "the one not paid yet"]
+        if thing["status"] == "paid" and all(each["status"] == "open" for each in others):
+            ways += ["the paid one", "the one that is paid already"]
         return [dice.expand(each) for each in ways]
 
     def _file(self, ids: list[str]) -> list[str]:
         ways: list[str] = [self.id]
         end = self.id.rpartition(".")[2]
         if all(not id.endswith(end) for id in ids if id != self.id):
-            ways += [f"the {end}", f"the {end} one", f"the {FORMATS.get(end, end + ' file')}"]
+            ways += [f"the {end}", f"the {end} one", f"the {FORMATS.get(end, end + ' file')}", f"the {end} version"]
+            ways.append(f"the one ending in .{end}")
         years = {id: found[0] for id in ids if (found := re.search(r"20\d\d", id))}
         year = years.get(self.id)
         if year and [*years.values()].count(year) == 1:
             ways += [f"the one (from|of) {year}", f"the {year} one"]
             if len(years) == len(ids):
-                ways += ["the newest one"] * (year == max(years.values())) + ["the oldest one"] * (
-                    year == min(years.values())
-                )
+                newest, oldest = year == max(years.values()), year == min(years.values())
+                ways += ["the newest one", "the most recent one"] * newest + ["the oldest one"] * oldest
         return [self.dice.expand(each) for each in ways]
+
+
+def _whose(name: str) -> str:
+    return f"{name}'" if name[-1] == "s" else f"{name}'s"
+
+
+def _most(*most: str) -> list[str]:
+    return [f"the {each} one" for each in most]
+
+
+def _more(*more: str) -> list[str]:
+    return [f"the {each} one" for each in more] + [f"the {more[0]} of the two"]

@@ -20,14 +20,23 @@ _ODD = {
 _LENGTHS = {
     15: ("15 minutes", "a quarter of an hour", "15 min", "fifteen minutes"),
     20: ("20 minutes", "twenty minutes", "20 min"),
-    30: ("30 minutes", "half an hour", "half an hour", "thirty minutes", "30 min"),
-    45: ("45 minutes", "three quarters of an hour", "45 min", "forty-five minutes"),
+    30: ("30 minutes", "half an hour", "half an hour", "thirty minutes", "30 min", "30 mins"),
+    45: ("45 minutes", "three quarters of an hour", "45 min", "45 mins", "forty-five minutes"),
     60: ("an hour", "one hour", "60 minutes", "1 hour", "1h"),
     75: ("75 minutes", "an hour and a quarter", "75 min"),
     90: ("90 minutes", "an hour and a half", "one and a half hours", "ninety minutes", "1.5 hours", "90 min"),
     120: ("two hours", "2 hours", "120 minutes", "2h"),
     180: ("three hours", "3 hours", "180 minutes"),
     240: ("four hours", "4 hours", "240 minutes"),
+}
+_SPOKEN = {
+    10: "ten past",
+    15: "quarter past",
+    20: "twenty past",
+    30: "half past",
+    40: "twenty to",
+    45: "quarter to",
+    50: "ten to",
 }
 
 
@@ -73,6 +82,12 @@ def say_day(dice: Dice, day: date, today: date) -> tuple[str, bool]:
                 f"{month} {ordinal_in_words(day.day)}",
             ),
             *(f"{name}, {month} {day.day}", f"{name}, {day.day} {month}", f"{name} the {nth} of {month}"),
+            *(
+                f"{nth} {month}",
+                f"{day.day} {month[:3]}",
+                f"{name} {day.day} {month}",
+                f"{name[:3]} {day.day} {month[:3]}",
+            ),
         ]
     return dice.choice(forms), True
 
@@ -82,14 +97,23 @@ def _near(day: date, today: date, ahead: int) -> list[tuple[str, bool]]:
     name, nth = DAYS[day.weekday()], ordinal(day.day)
     week = (day - timedelta(days=day.weekday()) - today + timedelta(days=today.weekday())).days // 7
     near: list[tuple[str, bool]] = []
+    if ahead > 0 and (day.year, day.month) == (today.year, today.month):
+        near.append((f"the {nth} of this month", True))
+    if ahead == 1:
+        near.append((f"tomorrow ({name})", False))
     if word := {0: "today", 1: "tomorrow", 2: "the day after tomorrow", -1: "yesterday"}.get(ahead):
         near += [(word, False)] * 4
     if 0 < ahead < 7:
         near += [(name, True), (name, True), (f"this {name}" if week == 0 else f"next {name}", False)]
-        near += [(f"{name} the {nth}", True), (f"the coming {name}", True)]
+        near += [(f"{name} the {nth}", True), (f"the coming {name}", True), (f"{name} {nth}", True)]
+        if week == 0:
+            near += [(f"this coming {name}", False), (f"{name} of this week", True)]
     if week == 1:
         near += [(f"{name} next week", True), (f"next {name}, the {nth}", False)]
-    if 2 < ahead < 11:
+        near.append((f"{name} of next week", True))
+    if 7 < ahead < 14:  # a week after the coming one
+        near += [(f"a week on {name}", False), (f"{name} week", True)]
+    if 2 < ahead < 11 or ahead == 14:
         near.append((f"in {ONES[ahead] if ahead % 2 else ahead} days", False))
     if ahead in (7, 14):
         near.append(("in a week" if ahead == 7 else "in two weeks", False))
@@ -109,16 +133,22 @@ def say_clock(dice: Dice, value: str) -> str:
     part = "in the morning" if hour < 12 else "in the afternoon" if hour < 18 else "in the evening"
     working = 8 <= hour <= 18 and (hour < 18 or minute == 0)
     forms = [value, value, f"{hour}:{minute:02d}", f"{twelve}:{minute:02d} {half}", f"{twelve}.{minute:02d}{half}"]
+    forms.append(f"{twelve}:{minute:02d} {half.upper()}")
+    if not 0 < minute < 13:  # could be a day and a month
+        forms.append(f"{hour:02d}.{minute:02d}")
+    if hour > 12:
+        forms += [f"{hour}h{minute:02d}" if minute else f"{hour}h", value.replace(":", "")]
     if minute == 0:
+        forms += [f"{twelve} {half.upper()}", f"{ONES[twelve]} {half}", f"{twelve} {half[0]}.m."]
         forms += [f"{twelve} {half}", f"{twelve}{half}", f"{ONES[twelve]} {part}", f"{twelve} o'clock {part}"]
         if working:
             forms += [ONES[twelve]] * 2 + [f"{ONES[twelve]} o'clock", f"{twelve} o'clock", str(twelve), str(hour)]
         if hour == 12:
             forms += ["noon", "noon", "midday", "noon"]
-    spoken = {15: "quarter past", 30: "half past", 45: "quarter to"}.get(minute)
+    spoken = _SPOKEN.get(minute)
     if spoken:
-        named = ONES[twelve % 12 + 1 if minute == 45 else twelve]
-        article = "a " if minute != 30 and dice.chance(0.5) else ""
+        named = ONES[twelve % 12 + 1 if minute > 30 else twelve]
+        article = "a " if minute in (15, 45) and dice.chance(0.5) else ""
         forms += [f"{article}{spoken} {named}{'' if working else ' ' + part}"] * 2
         forms.append(f"{spoken} {named} {part}")
     return dice.choice(forms)

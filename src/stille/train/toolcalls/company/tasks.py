@@ -16,6 +16,8 @@ from stille.train.toolcalls.company.refer import NOUNS, NP
 READS = ("find_contact", "list_events", "list_invoices", "find_files")
 _MANY = {"find_contact": ("name",), "list_events": ("date",), "cancel_event": ("event_id",), "mark_invoice_paid": ("invoice_id",), "update_ticket": ("ticket_id",), "share_file": ("person", "file_name"), "find_files": ("query",), "list_invoices": ("customer",), "create_invoice": ("customer",)}  # fmt: skip
 
+GLAD = ("Thanks.", "Great.", "Perfect.", "OK, good.", "Good.", "Got it.", "Fine.", "Thank you!", "Wonderful.", "Right.", "Lovely.", "Very good.", "Brilliant, thanks.", "Excellent!", "Ok, next one.", "That's fine.", "Good to know.", "All right.")  # fmt: skip
+
 
 def single(office: Office) -> bool:
     return office.turn(office.draw(office.dice.choice(TOOLS)))
@@ -54,7 +56,18 @@ def together(office: Office, tool: str, many: str, count: int) -> bool:
     else:
         slots = {"name": ("whom", "whose"), "person": ("whom",), "date": ("on", "date")}.get(many, (many,))
         said = {slot: joined([each.words[slot] for each in asks], office, slot) for slot in slots}
-    for slot in ("who", "name", "id", "payer", "was", "former", "firm", "contact"):  # said of one only
+    for slot in (
+        "who",
+        "name",
+        "id",
+        "payer",
+        "was",
+        "former",
+        "firm",
+        "contact",
+        "someone",
+        "what",
+    ):  # said of one only
         if slot != "who" or many == "person" or tool == "find_contact":
             first.words.pop(slot, None)
     text = phrase(tool, first.arguments, {**first.words, **said}, dice, several=many in THINGS)
@@ -107,12 +120,21 @@ def task(office: Office) -> bool:
         opened = dice.choices([fresh, look_up, several], [8, 1.5, 0.7])[0](office)
     for _ in range(turns - 1 - ends):
         for _ in range(12):
-            move = dice.choices([*MOVES], [*MOVES.values()])[0]
+            move, before = dice.choices([*MOVES], [*MOVES.values()])[0], len(office.messages)
             if move(office):
+                if move is not correct and dice.chance(0.1):
+                    acknowledge(office, before)
                 break
         else:
             fresh(office)
     return thanks(office) if ends else True
+
+
+def acknowledge(office: Office, at: int) -> None:
+    """Before a request the user is glad of what was done last."""
+    done, called = office.messages[at - 2], office.messages[at + 1].get("tool_calls")
+    if done["role"] == "tool" and '"error"' not in done["content"] and called:
+        office.messages[at]["content"] = f"{office.dice.one(GLAD)} {office.messages[at]['content']}"
 
 
 def fresh(office: Office) -> bool:

@@ -2,12 +2,14 @@
 
 # ruff: noqa: E501  (a line holds many words)
 
+import re
 from collections.abc import Callable, Sequence
 from datetime import date, timedelta
 from functools import cache, lru_cache
 from typing import Any, TypeVar
 
 from stille.evals.toolworld import Company, State
+from stille.train.toolcalls.company import invented
 from stille.train.toolcalls.dice import Dice, is_held_out
 from stille.train.toolcalls.words import FIRST, LAST
 
@@ -101,7 +103,12 @@ PAPERS = _listed("""
 ADDED = _listed(
     "spring, summer, autumn, winter, draft, final, signed, old, new, v2, v3, march, june, october, q1, q3, hall, office, de, en"
 )
+_YEAR = re.compile(r" 20\d\d$")
 ENDS = ("pdf", "pdf", "pdf", "xlsx", "docx", "csv", "pptx", "txt", "png", "odt")
+
+
+INVENTED = 0.4
+"""Share of names and things that are in no list."""
 
 
 class Cast(Dice):
@@ -132,11 +139,40 @@ def unjudged(draw: Callable[[], str]) -> str:
 
 
 def company_name(dice: Dice) -> str:
-    return f"{dice.one(PLACES)} {dice.one(TRADES)}{dice.choice(ENDINGS)}"
+    trade = invented.name(dice) if dice.chance(INVENTED / 3) else dice.one(TRADES)
+    return f"{place(dice)} {trade}{dice.choice(ENDINGS)}"
+
+
+def place(dice: Dice) -> str:
+    return invented.name(dice) if dice.chance(INVENTED) else dice.one(PLACES)
 
 
 def person_name(dice: Dice) -> str:
-    return f"{dice.one(FIRST)} {dice.one(LAST)}"
+    first = invented.name(dice) if dice.chance(INVENTED) else dice.one(FIRST)
+    return f"{first} {invented.name(dice) if dice.chance(INVENTED) else dice.one(LAST)}"
+
+
+def is_woman(full: str) -> bool:
+    first = full.split()[0]
+    return first in SHE or (first not in FIRST and first.endswith("a"))
+
+
+def paper(dice: Dice) -> str:
+    return invented.paper(dice) if dice.chance(INVENTED) else dice.one(PAPERS)
+
+
+def topic(file_name: str) -> str:
+    """What a file is about."""
+    stem = file_name.rpartition(".")[0].replace("-", " ").replace("_", " ")
+    known = next((each for each in PAPERS if f"{stem} ".startswith(f"{each} ")), "")
+    if known:
+        return known
+    about, _, last = _YEAR.sub("", stem).rpartition(" ")
+    return about if last in ADDED else f"{about} {last}"
+
+
+def _thing(dice: Dice) -> str:
+    return f"{invented.noun(dice)} {dice.one(THINGS)}" if dice.chance(INVENTED / 2) else dice.one(THINGS)
 
 
 def event_title(dice: Dice) -> str:
@@ -146,18 +182,18 @@ def event_title(dice: Dice) -> str:
 def _event_title(dice: Dice) -> str:
     way = dice.random()
     if way < 0.5:
-        return f"{dice.one(SUBJECTS)} {dice.one(MEETINGS)}"
+        return f"{invented.noun(dice) if dice.chance(INVENTED) else dice.one(SUBJECTS)} {dice.one(MEETINGS)}"
     return dice.one(MOMENTS) if way < 0.65 else dice.one(SHORT) if way < 0.8 else _filled(dice.one(LONGER), dice)
 
 
 def _filled(template: str, dice: Dice) -> str:
     return template.format(
         meeting=dice.one(MEETINGS),
-        paper=dice.one(PAPERS),
-        thing=dice.one(THINGS),
+        paper=paper(dice),
+        thing=_thing(dice),
         company=company_name(dice),
         subject=dice.one(SUBJECTS),
-        goods=dice.one(GOODS),
+        goods=f"{invented.noun(dice)} {dice.one(GOODS)}" if dice.chance(INVENTED / 2) else dice.one(GOODS),
         count=dice.choice(["two", "three", "five", "ten", "20", "50"]),
         room=dice.one(ROOMS),
     )
@@ -170,7 +206,7 @@ def ticket_title(dice: Dice, kind: str) -> str:
 
 
 def _ticket_title(dice: Dice, kind: str) -> str:
-    thing, room = dice.one(THINGS), f" {dice.one(ROOMS)}" if dice.chance(0.35) else ""
+    thing, room = _thing(dice), f" {dice.one(ROOMS)}" if dice.chance(0.35) else ""
     if kind == "noun":
         return f"{dice.one(BROKEN)} {thing}{room}"
     if kind == "fact":
@@ -181,12 +217,12 @@ def _ticket_title(dice: Dice, kind: str) -> str:
     return dice.one(CHORES) if way < 0.6 else f"{dice.one(WORKS)} the {thing}{room}"
 
 
-def file_name(dice: Dice, paper: str = "") -> str:
-    return unjudged(lambda: _file_name(dice, paper or dice.one(PAPERS)))
+def file_name(dice: Dice, about: str = "") -> str:
+    return unjudged(lambda: _file_name(dice, about or paper(dice)))
 
 
-def _file_name(dice: Dice, paper: str) -> str:
-    parts = [*paper.split()]
+def _file_name(dice: Dice, about: str) -> str:
+    parts = [*about.split()]
     if dice.chance(0.3):
         parts.append(dice.one(ADDED))
     if dice.chance(0.6):
@@ -220,7 +256,7 @@ def founded(seed: int, held_out: bool, today: date) -> tuple[State, str]:
         today: the day around which things happen.
     """
     dice = Cast(seed, held_out)
-    house = f"{dice.one(PLACES)} {dice.one(HOUSES)}"
+    house = f"{place(dice)} {dice.one(HOUSES)}"
     customers = _different(lambda: company_name(dice), dice.randint(4, 6), key=lambda name: name.split()[0])
     people = _people(dice, dice.randint(8, 10))
     inside = dice.randint(3, len(people) - 4)
@@ -305,7 +341,7 @@ def _ticket(dice: Dice, staff: list[str]) -> dict[str, str]:
 
 
 def _files(dice: Dice, count: int) -> list[str]:
-    papers = _different(lambda: dice.one(PAPERS), count - 2)
-    names = [file_name(dice, paper) for paper in papers]
+    papers = _different(lambda: paper(dice), count - 2)
+    names = [file_name(dice, each) for each in papers]
     names += [file_name(dice, dice.choice(papers)) for _ in range(2)]  # so that a search finds two
     return list(dict.fromkeys(names))
