@@ -12,6 +12,7 @@ is left of them is held to the same.
 
 import argparse
 import asyncio
+import itertools
 import json
 import multiprocessing
 import os
@@ -19,6 +20,7 @@ import random
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -119,11 +121,13 @@ def scene(rng: random.Random) -> tuple[list[ToolSpec], frozenset[str], list[Mess
     return tools, permitted, attack(rng, tools, rng.choice(outside))
 
 
-async def ask(model: EngineModel, rng: random.Random, options: argparse.Namespace, tally: Tally) -> None:
-    """One scene, answered several times."""
+async def ask(
+    model: EngineModel, rng: random.Random, options: argparse.Namespace, tally: Tally, going: Callable[[], bool]
+) -> None:
+    """One scene, answered several times while there is time."""
     tools, permitted, messages = scene(rng)
     choices = ["required", "required", "required", "auto"] if permitted else ["auto", "none"]
-    for _ in range(options.samples):
+    for _ in itertools.takewhile(lambda _: going(), range(options.samples)):
         request = ModelRequest(
             messages=messages, tools=tools, permitted=permitted, choice=rng.choice(choices),  # type: ignore[arg-type]
             parallel=rng.random() < 0.5, max_tokens=options.most, temperature=1.0, seed=rng.getrandbits(48),
@@ -180,7 +184,7 @@ async def _answers_of(process: int, options: argparse.Namespace) -> Tally:
             nonlocal told
             rng = random.Random(f"{options.seed} {process} {worker} {before.answers or ''}".strip())
             while going():
-                await ask(model, rng, options, tally)
+                await ask(model, rng, options, tally, going)
                 if time.perf_counter() - told > 10:
                     told = time.perf_counter()
                     print(

@@ -6,7 +6,8 @@
 The sentences (benchmarks/data/agents_tools) were written by hand for this. Models may have been trained to call the
 same twelve tools in other companies (stille.train.toolcalls.company), but on none of these sentences, nor on the people
 and the state of this one (stille.evals.toolworld). Answers are greedy and held to the grammar of all tools; whether to
-call at all is the model's to decide. A turn is right if exactly the expected calls were made: the arguments equal,
+call at all is the model's to decide. With --quoted the grammar also holds names and titles to words that were said or
+that a tool returned. A turn is right if exactly the expected calls were made: the arguments equal,
 after defaults are filled in, people are named in full, and case and white space are dropped. Where something is missing
 or no tool fits, no call is right, whatever is said. A task is right if after its five turns, each led on from what the
 model itself did before, the company's state is the expected one and every expected call was made in its turn; further
@@ -62,10 +63,12 @@ def main() -> int:
     turns, tasks = (draw(read(name), options.limit, options.seed) for name in ("turns", "tasks"))
     llm = LLM(options.model, device=options.device, threads=options.threads, max_num_seqs=options.batch)
     ask = ToolCaller(llm, choice=options.choice, parallel=not options.single, max_tokens=options.tokens)
+    tools = functions(options.quoted)
+    idle_turns = sum(not turn.get("calls") for turn in turns)
     records = []
     for name, goal, players, idle in (
-        ("turn", "value >= 92", [play_turn(turn) for turn in turns], sum(not turn.get("calls") for turn in turns)),
-        ("task", "value >= 65", [play_task(task) for task in tasks], sum(map(needs_nothing, tasks))),
+        ("turn", "value >= 92", [play_turn(turn, tools) for turn in turns], idle_turns),
+        ("task", "value >= 65", [play_task(task, tools) for task in tasks], sum(map(needs_nothing, tasks))),
     ):
         if name not in options.parts:
             continue
@@ -96,23 +99,27 @@ def expected(turn: Mapping[str, Any]) -> list[Call]:
 
 
 @functools.cache
-def functions() -> list[Function]:
-    """The company's tools as models see them."""
-    return [Function(**each["function"]) for each in specs()]
+def functions(quoted: bool = False) -> list[Function]:
+    """The company's tools as models see them.
+
+    Args:
+        quoted: with the marks of what is quoted, which models do not see.
+    """
+    return [Function(**each["function"]) for each in specs(quoted=quoted)]
 
 
-def play_turn(turn: Mapping[str, Any]) -> Player[Scored]:
+def play_turn(turn: Mapping[str, Any], tools: Sequence[Function] | None = None) -> Player[Scored]:
     company, wanted = Company(), expected(turn)
-    said = yield Asked([_message("system", SYSTEM), _message("user", turn["say"])], functions())
+    said = yield Asked([_message("system", SYSTEM), _message("user", turn["say"])], tools or functions())
     kind = "missing" if "lacks" in turn else "none" if not wanted else "call" if len(wanted) == 1 else "several"
     problem = said.error or difference(company, wanted, said.calls, exactly=True)
     problem = problem or ("a call was begun" if said.cut else "")
     return Scored(kind, not problem, problem)
 
 
-def play_task(task: Mapping[str, Any]) -> Player[Scored]:
+def play_task(task: Mapping[str, Any], tools: Sequence[Function] | None = None) -> Player[Scored]:
     company = Company()
-    tools = functions()
+    tools = tools or functions()
     messages: list[dict[str, Any]] = [_message("system", SYSTEM)]
     problem, turns_right = "", 0
     for number, turn in enumerate(task["turns"], 1):
@@ -210,13 +217,14 @@ def record(name: str, goal: str, scored: Sequence[Scored], idle: int, options: a
         for kind in dict.fromkeys(each.kind for each in scored)
     ]
     choice = options.choice + (", one call an answer" if options.single else "")
+    choice += ", names and titles quoted" if options.quoted else ""
     notes = (
         f"{what}. {right} of {len(scored)}, 95 % [{100 * low:.1f}, {100 * high:.1f}] ({', '.join(kinds)}); "
         f"{options.model}, tool choice {choice}, greedy, at most {options.tokens} tokens an answer. An "
         f"assistant that never calls gets {100 * idle / len(scored):.1f} %."
     )
     command = f"python benchmarks/agents_tools.py --model {options.model} --choice {options.choice}"
-    command += " --single" if options.single else ""
+    command += (" --single" if options.single else "") + (" --quoted" if options.quoted else "")
     command += f" --tokens {options.tokens} --parts {name}"
     return ledger.measure(
         f"agents.tools.{name}",
@@ -233,6 +241,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", default="stille-135m")
     parser.add_argument("--choice", choices=("auto", "required"), default="auto")
     parser.add_argument("--single", action="store_true", help="at most one call in an answer")
+    parser.add_argument("--quoted", action="store_true", help="names and titles are words of the conversation")
     parser.add_argument("--parts", nargs="+", choices=("turn", "task"), default=["turn", "task"])
     parser.add_argument("--limit", type=int, help="turns and tasks, drawn at random (default: all)")
     parser.add_argument("--seed", type=int, default=0)

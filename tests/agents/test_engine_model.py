@@ -83,6 +83,14 @@ async def test_calls_are_permitted_and_valid_whatever_the_model_wants(tiny, perm
     assert ended
 
 
+async def test_a_quoted_argument_is_words_that_were_said(tiny):
+    quoted = {"type": "object", "properties": {"city": {"type": "string", "x-quoted": True}}, "required": ["city"]}
+    asked = {"tools": [ToolSpec(name="get_weather", parameters=quoted)], "choice": "required", "parallel": False}
+    for seed in range(3):
+        (call,) = (await answered(EngineModel(tiny), seed=seed, **asked)).message.calls
+        assert f" {call.arguments['city'].lower()} " in " what is the weather in oslo "
+
+
 def without_ids(reply):
     calls = [(call.name, call.arguments) for call in reply.message.calls]
     return reply.message.content, calls, reply.finish_reason, reply.usage.completion_tokens

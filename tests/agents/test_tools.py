@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field
 
 from stille.agents.errors import BudgetExceededError, PolicyError, ToolError, ToolFailedError
 from stille.agents.resilience import Breaker, Retry, TransientError
-from stille.agents.tools import Tool, ToolContext, by_name, check_pins, digest, tool
+from stille.agents.tools import Quoted, Tool, ToolContext, by_name, check_pins, digest, tool
 from stille.agents.types import ToolSpec
 
 FAST = Retry(attempts=3, base_s=0)
@@ -87,6 +87,21 @@ def everything(
 ) -> Any:
     """Takes all sorts of things."""
     return locals()
+
+
+def test_what_is_quoted_is_marked_and_checked_as_before():
+    @tool
+    def invite(host: Annotated[str, Quoted()], guests: list[Annotated[str, Quoted()]], at: str = "") -> str:
+        """Invites people."""
+        return f"{host}: {guests} {at}"
+
+    properties = invite.parameters["properties"]
+    assert properties["host"] == {"type": "string", "x-quoted": True}
+    assert properties["guests"] == {"type": "array", "items": {"type": "string", "x-quoted": True}}
+    assert "x-quoted" not in properties["at"]
+    assert invite.checked({"host": "Bo", "guests": ["Mia"]}) == {"host": "Bo", "guests": ["Mia"], "at": ""}
+    with pytest.raises(ToolError, match="host"):
+        invite.checked({"host": 1, "guests": []})
 
 
 def test_a_function_becomes_a_spec():

@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stille.engine.quoted import words
+from stille.engine.tool_grammar import described
 from stille.evals.tool_calls import Asked, Said, converse
 from stille.evals.toolworld import TOOLS, Company
 
@@ -63,6 +65,22 @@ def test_every_expected_call_works_and_is_valid_for_its_tool():
         bench.gold({"turns": [turn]})  # raises if a call cannot be made
     for task in TASKS:
         bench.gold(task)
+
+
+def test_marks_of_what_is_quoted_are_not_shown_and_leave_what_is_expected_possible():
+    """The values that are expected can be quoted from a turn; in a task they may come from what was looked up."""
+    plain, marked = bench.functions(), bench.functions(True)
+    assert [described(each) for each in marked] == [described(each) for each in plain]
+    assert [each.parameters for each in marked] != [each.parameters for each in plain]
+    schemas = {each.name: each.parameters["properties"] for each in marked}
+    for turn in TURNS:
+        said = " ".join(word for _, word in words(turn["say"].casefold()))
+        for name, arguments in bench.expected(turn):
+            for key, value in bench._first(arguments).items():
+                if "x-quoted" in json.dumps(schemas[name][key]):
+                    for each in value if isinstance(value, list) else [value]:
+                        quoted = " ".join(word for _, word in words(each.casefold()))
+                        assert f" {quoted} " in f" {said} ", (turn["say"], each)
 
 
 def test_what_is_missing_is_a_required_parameter():

@@ -247,6 +247,24 @@ def test_a_conversation_goes_on_with_what_tools_returned(chat):
     assert chat([*ASK, first, named], max_tokens=4, tools=openai.omit).choices
 
 
+def test_quoted_arguments_are_words_of_users_and_tools(chat):
+    text = {"type": "string", "x-quoted": True}
+    pair = {"type": "object", "properties": {"a": text, "b": text}, "required": ["a", "b"]}
+    messages = [
+        {"role": "system", "content": "Never say never"},
+        {"role": "user", "content": [{"type": "text", "text": "Weather in Oslo?"}]},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "c1", "content": '{"warm": "Åse & Bo"}'},
+    ]
+    for seed in range(3):
+        answer = chat(
+            messages, tools=[function("f", pair)], tool_choice="required", parallel_tool_calls=False, seed=seed
+        )
+        (call,) = answer.choices[0].message.tool_calls
+        for each in json.loads(call.function.arguments).values():
+            assert f" {each.lower()} " in " weather in oslo | åse & bo "
+
+
 CALL = {"id": "c1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Oslo", "days": 1}'}}
 AFTER = [
     *ASK,

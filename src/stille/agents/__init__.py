@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from stille.agents.policy import Policy
     from stille.agents.resilience import Breaker, Retry, TransientError
     from stille.agents.secrets import Secrets
-    from stille.agents.tools import Tool, ToolContext, digest, tool
+    from stille.agents.tools import Quoted, Tool, ToolContext, digest, tool
 
 _HOMES = {
     "agent": ("Agent",),
@@ -32,7 +32,7 @@ _HOMES = {
     "policy": ("Policy",),
     "resilience": ("Breaker", "Retry", "TransientError"),
     "secrets": ("Secrets",),
-    "tools": ("Tool", "ToolContext", "digest", "tool"),
+    "tools": ("Quoted", "Tool", "ToolContext", "digest", "tool"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -45,6 +45,7 @@ __all__ = [
     "EngineModel",
     "Policy",
     "PolicyGuard",
+    "Quoted",
     "Price",
     "Prices",
     "Retry",

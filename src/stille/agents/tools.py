@@ -48,6 +48,15 @@ class ToolContext:
     deadline: float | None = None
 
 
+class Quoted:
+    """Marks a parameter that holds words of the conversation, such as a name: `customer: Annotated[str, Quoted()]`, or
+    `people: list[Annotated[str, Quoted()]]`. A model of the engine can then write nothing else there, or the default.
+    """
+
+    def __get_pydantic_json_schema__(self, core: Any, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        return {**handler(core), "x-quoted": True}
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tool:
     """Something that a model may call. Made of a function by `tool`, or of a foreign service.

@@ -36,6 +36,9 @@ deep as fits within `MOST_BYTES`."""
 KEPT = 512
 """Compiled grammars that an engine keeps; .2 MiB of a few tools. To make one takes milliseconds and Python's lock."""
 
+KEPT_BRIEFLY = 32
+"""Of those that no other request will ask for: from the check of a request until its answer begins."""
+
 
 @dataclass(frozen=True)
 class Grammar:
@@ -44,10 +47,12 @@ class Grammar:
     Attributes:
         source: in llguidance's form.
         param: the parameter that errors name.
+        lasting: other requests may ask for the same, so it is worth keeping when it is compiled.
     """
 
     source: str
     param: str = "grammar"
+    lasting: bool = True
 
     @classmethod
     def json_schema(cls, schema: Mapping[str, Any] | bool, param: str = "grammar") -> Grammar:
@@ -77,10 +82,15 @@ class Grammar:
         return cls(_library().LLMatcher.grammar_from_regex(pattern), param)
 
     @classmethod
-    def lark(cls, text: str, param: str = "grammar") -> Grammar:
-        """A context-free grammar in llguidance's variant of Lark, from its rule `start`."""
+    def lark(cls, text: str, param: str = "grammar", *, more: str = "") -> Grammar:
+        """A context-free grammar in llguidance's variant of Lark, from its rule `start`.
+
+        Args:
+            text: at most `MOST_BYTES`.
+            more: what this request alone needs, and whose maker bounds it.
+        """
         _check_size(text, param)
-        return cls(_library().LLMatcher.grammar_from_lark(text), param)
+        return cls(_library().LLMatcher.grammar_from_lark(text + more), param, lasting=not more)
 
     @classmethod
     def of(cls, description: Any, param: str = "grammar") -> Grammar:
@@ -165,11 +175,12 @@ class GrammarCompiler:
         self._beside: Any = None
         self._compiling: ThreadPoolExecutor | None = None
         self._kept: OrderedDict[str, Matcher] = OrderedDict()
+        self._briefly: OrderedDict[str, Matcher] = OrderedDict()
         self._lock = threading.Lock()
 
     def knows(self, grammar: Grammar) -> bool:
         """Whether it is compiled."""
-        return grammar.source in self._kept
+        return grammar.source in (self._kept if grammar.lasting else self._briefly)
 
     def matcher(self, grammar: Grammar) -> Matcher:
         """A matcher at the beginning of an answer.
@@ -178,19 +189,20 @@ class GrammarCompiler:
             InvalidRequestError: the grammar is wrong, too complex, or uses what is not supported.
             UnsupportedError: the tokenizer is not one that grammars work with.
         """
+        kept, most = (self._kept, KEPT) if grammar.lasting else (self._briefly, KEPT_BRIEFLY)
         with self._lock:
-            known = self._kept.get(grammar.source)
+            known = kept.get(grammar.source)
             if known is not None:
-                self._kept.move_to_end(grammar.source)
+                kept.move_to_end(grammar.source)
                 return known.copy()
             tokenizer = self._wrapped()
             if self._compiling is None:
                 self._compiling = _thread_with_room()
         matcher = self._compiling.submit(self._compile, tokenizer, grammar).result()
         with self._lock:
-            self._kept[grammar.source] = matcher
-            while len(self._kept) > KEPT:
-                self._kept.popitem(last=False)
+            kept[grammar.source] = matcher
+            while len(kept) > most:
+                kept.popitem(last=False)
         return matcher.copy()
 
     def _compile(self, tokenizer: Any, grammar: Grammar) -> Matcher:

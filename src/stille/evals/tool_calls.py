@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from stille.engine.quoted import said_in
 from stille.engine.sampling_params import SamplingParams
 from stille.engine.tool_calls import Arguments, CallStart, Content, ToolCallParser
 from stille.engine.tool_grammar import Function, as_text, call_grammar, described, knows_tools
@@ -74,10 +75,21 @@ class ToolCaller:
         choice: "required": the answer is calls and nothing else; "auto": the model decides.
         parallel: it may make several calls at once.
         max_tokens: of an answer.
+        quoted: arguments that their schema marks with "x-quoted" are taken from the conversation. Otherwise marks are
+            ignored.
     """
 
-    def __init__(self, llm: LLM, *, choice: Choice = "auto", parallel: bool = True, max_tokens: int = 256):
+    def __init__(
+        self,
+        llm: LLM,
+        *,
+        choice: Choice = "auto",
+        parallel: bool = True,
+        max_tokens: int = 256,
+        quoted: bool = True,
+    ):
         self._llm, self._forced, self._parallel, self._max_tokens = llm, choice == "required", parallel, max_tokens
+        self._quoted = quoted
         self._knows_tools = knows_tools(llm.tokenizer)
 
     def __call__(self, asked: Sequence[Asked]) -> list[Said]:
@@ -112,9 +124,10 @@ class ToolCaller:
                 f"than the {self._max_tokens} that it may have",
                 "messages",
             )
-        grammar = (
-            call_grammar(asked.functions, forced=self._forced, parallel=self._parallel) if asked.functions else None
-        )
+        grammar = None
+        if asked.functions:
+            said = said_in(asked.messages) if self._quoted else ()
+            grammar = call_grammar(asked.functions, forced=self._forced, parallel=self._parallel, said=said)
         params = SamplingParams(max_tokens=self._max_tokens, temperature=0, grammar=grammar)
         llm.compile(params)
         return ids, params

@@ -293,18 +293,32 @@ TOOLS = (
 )
 
 
-def specs() -> list[dict[str, Any]]:
-    """The twelve tools as a request in OpenAI's form shows them, in the order of `TOOLS`."""
+QUOTED = ("name", "assignee", "person", "attendees", "customer", "query", "title")
+"""Parameters whose values are words that somebody said, or that a tool returned. Names of files are not always."""
+
+
+def specs(*, quoted: bool = False) -> list[dict[str, Any]]:
+    """The twelve tools as a request in OpenAI's form shows them, in the order of `TOOLS`.
+
+    Args:
+        quoted: mark the parameters in `QUOTED`, of which models are not told.
+    """
     from stille.agents.tools import tool
 
     made = [tool(method) for method in Company().tools().values()]
-    return [
+    shown = [
         {
             "type": "function",
             "function": {"name": each.name, "description": each.description, "parameters": dict(each.parameters)},
         }
         for each in made
     ]
+    if quoted:
+        for each in shown:
+            for name, schema in each["function"]["parameters"]["properties"].items():
+                if name in QUOTED:
+                    schema.get("items", schema)["x-quoted"] = True
+    return shown
 
 
 _DEFAULTS: dict[str, dict[str, Any]] = {

@@ -42,7 +42,10 @@ async def start_chat(
     use = tool_use(body)
     if use is not None and allowed is not None:
         use = dataclasses.replace(use, allowed=[tool for tool in use.allowed if tool.function.name in allowed])
-    grammar = await (response_grammar(body.response_format) if use is None else run_in_threadpool(use.grammar))
+    if use is None:
+        grammar = await response_grammar(body.response_format)
+    else:
+        grammar = await run_in_threadpool(use.grammar, body.messages)
     params = sampling_params(body, body.token_limit(), body.logprobs_count(), grammar)
     params = with_effort(params, body.reasoning_effort, state.engine.experts)
     if stop is not None:

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 from stille.engine import tool_grammar
 from stille.engine.grammar import Grammar
+from stille.engine.quoted import said_in
 from stille.engine.tool_calls import ToolCallParser
 from stille.server.answers import ChatAnswer
 from stille.server.errors import ApiError
-from stille.server.schemas.chat import ChatCompletionRequest
+from stille.server.schemas.chat import ChatCompletionRequest, Message
 from stille.server.schemas.formats import TextFormat
 from stille.server.schemas.tools import NamedTool, Tool
 
@@ -31,14 +32,15 @@ class ToolUse:
     forced: bool
     parallel: bool
 
-    def grammar(self) -> Grammar:
-        """What the answer must look like.
+    def grammar(self, messages: Sequence[Message]) -> Grammar:
+        """What the answer to a conversation must look like.
 
         Raises:
             InvalidRequestError: the parameters of a tool are no schema of an object, or too large.
         """
         functions = [as_function(tool) for tool in self.allowed]
-        return tool_grammar.call_grammar(functions, forced=self.forced, parallel=self.parallel)
+        said = said_in(message.model_dump(include={"role", "content"}) for message in messages)
+        return tool_grammar.call_grammar(functions, forced=self.forced, parallel=self.parallel, said=said)
 
     def answer(self) -> ChatAnswer:
         """For the text of an answer that follows the grammar."""

@@ -15,6 +15,7 @@ from stille.engine.async_llm import AsyncLLM
 from stille.engine.grammar import Grammar
 from stille.engine.outputs import OutputDelta
 from stille.engine.outputs import Usage as Counted
+from stille.engine.quoted import said_in
 from stille.engine.sampling_params import SamplingParams
 from stille.engine.streams import RequestStream
 from stille.engine.tool_calls import CallStart, Content, Event, ToolCallParser
@@ -259,7 +260,10 @@ def _form(request: ModelRequest) -> tuple[Grammar | None, ToolCallParser | None]
             schema = request.output_schema
             return (None if schema is None else Grammar.json_schema(schema, "output_schema")), None
         forced = request.choice == "required"
-        grammar = call_grammar(open_to, forced=forced, parallel=request.parallel, answer=request.output_schema)
+        said = said_in({"role": message.role, "content": message.content} for message in request.messages)
+        grammar = call_grammar(
+            open_to, forced=forced, parallel=request.parallel, answer=request.output_schema, said=said
+        )
         return grammar, ToolCallParser(free_text=not forced)
     except StilleError as error:
         raise ModelError(str(error)) from error
