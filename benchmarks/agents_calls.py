@@ -187,6 +187,8 @@ async def _answers_of(process: int, options: argparse.Namespace) -> Tally:
                 await ask(model, rng, options, tally, going)
                 if time.perf_counter() - told > 10:
                     told = time.perf_counter()
+                    if options.tally:
+                        keep(tally, part(options, process))
                     print(
                         f"{process}: {tally.answers:,} answers of {share:,.0f}, {tally.calls:,} calls, "
                         f"{len(tally.wrong)} wrong, {tally.tokens / (told - begun):,.0f} tok/s",
@@ -205,8 +207,30 @@ def earlier(options: argparse.Namespace) -> Tally:
     return Tally(**{**kept, "kinds": Counter(kept["kinds"])})
 
 
+def part(options: argparse.Namespace, process: int | str) -> Path:
+    """The file in which a process keeps what it saw, until all have ended."""
+    return options.tally.with_suffix(f".part-{process}")
+
+
+def keep(tally: Tally, file: Path) -> None:
+    scratch = file.with_name(f"{file.name}.new")
+    scratch.write_text(json.dumps(vars(tally)), encoding="utf-8")
+    scratch.replace(file)
+
+
+def gather(options: argparse.Namespace) -> None:
+    """Adds to the tally what processes had kept when their run was killed."""
+    for file in sorted(options.tally.parent.glob(part(options, "*").name)):
+        total = earlier(options)
+        total.add(earlier(argparse.Namespace(tally=file)))
+        keep(total, options.tally)
+        file.unlink()
+
+
 def main() -> int:
     options = parse()
+    if options.tally:
+        gather(options)
     begun, total = time.perf_counter(), earlier(options)
     known = total.tokens
     if options.processes == 1:
@@ -217,9 +241,9 @@ def main() -> int:
             for tally in pool.map(answers_of, range(options.processes), [options] * options.processes):
                 total.add(tally)
     if options.tally:
-        scratch = options.tally.with_suffix(".part")
-        scratch.write_text(json.dumps(vars(total)), encoding="utf-8")
-        scratch.replace(options.tally)
+        keep(total, options.tally)
+        for process in range(options.processes):
+            part(options, process).unlink(missing_ok=True)
     for each in total.wrong[:20]:
         print("WRONG", each)
     wrong, seconds = total.forbidden + total.invalid, time.perf_counter() - begun
@@ -258,7 +282,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=1, help="with an engine each")
     parser.add_argument("--gpus", nargs="+", default=["0"], help="that they are shared out to")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tally", type=Path, help="file that is added to: the same command again goes on")
+    parser.add_argument(
+        "--tally", type=Path, help="file that is added to: the same command again goes on, if killed too"
+    )
     parser.add_argument("--json", type=Path, help="merge the records into this ledger file")
     return parser.parse_args()
 

@@ -18,6 +18,7 @@ EXAMPLES = examples(
     ("stille train video --minutes 20 --out cam", "the model of the package, on one GPU"),
     ("stille train video --preset tiny --steps 200 --out tiny --device cpu", "a small one, on a CPU"),
     ("stille train video --minutes 60 --out cam --batch 12 --detect-batch 24", "half the memory"),
+    ("stille train video --from cam/model --out mine --recordings FOLDER", "on with it, on recordings of your own"),
     note="First it learns to detect, from many short clips; then identities, from long ones. Clips are rendered while "
     "it learns. The same command again goes on where the run was stopped. The model comes to lie in OUT/model.",
 )
@@ -35,6 +36,9 @@ def command(
     preset: Annotated[str, typer.Option(help="base, or tiny: small pictures and a small network.")] = "base",
     config: Annotated[
         Path | None, typer.Option("--config", help="JSON with fields of VideoTrainConfig; options go before it.")
+    ] = None,
+    start: Annotated[
+        Path | None, _option(RUN, "--from", help="Folder of a model of the same sizes whose weights it begins with.")
     ] = None,
     steps: Annotated[int | None, _option(RUN, help="Steps of the optimizer.")] = None,
     minutes: Annotated[float | None, _option(RUN, help="Wall-clock limit. (default: 20, or by --steps)")] = None,
@@ -67,7 +71,7 @@ def command(
     import torch
 
     from stille.errors import ConfigError
-    from stille.video.model import PRESETS, StilleCamNet, flops_per_frame, save
+    from stille.video.model import PRESETS, StilleCamNet, flops_per_frame, load, save
     from stille.video.scenes.ahead import Renderer
     from stille.video.training import train
     from stille.video.training.card import card, device_name, facts
@@ -81,6 +85,11 @@ def command(
     sizes = PRESETS[preset]
     torch.manual_seed(settings.seed)
     network = StilleCamNet(sizes)
+    if start is not None:
+        try:
+            network.load_state_dict(load(start).state_dict())
+        except RuntimeError as error:
+            raise ConfigError(f"--from {start}: its sizes are not those of preset {preset!r}.") from error
     flops = flops_per_frame(sizes)["total"] / 1e9
     typer.echo(
         f"{network.parameter_count:,} parameters, {flops:.2f} GFLOP per frame, on {device_name(place)}", err=True
