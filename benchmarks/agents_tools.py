@@ -7,11 +7,13 @@ The sentences (benchmarks/data/agents_tools) were written by hand for this. Mode
 same twelve tools in other companies (stille.train.toolcalls.company), but on none of these sentences, nor on the people
 and the state of this one (stille.evals.toolworld). Answers are greedy and held to the grammar of all tools; whether to
 call at all is the model's to decide. With --quoted the grammar also holds names and titles to words that were said or
-that a tool returned. A turn is right if exactly the expected calls were made: the arguments equal,
-after defaults are filled in, people are named in full, and case and white space are dropped. Where something is missing
-or no tool fits, no call is right, whatever is said. A task is right if after its five turns, each led on from what the
-model itself did before, the company's state is the expected one and every expected call was made in its turn; further
-calls that only read do no harm. The baseline is an assistant that never calls.
+that a tool returned; with --calendar the instructions show the weeks around today.
+
+A turn is right if exactly the expected calls were made: the arguments equal, after defaults are filled in, people are
+named in full, and case and white space are dropped. Where something is missing or no tool fits, no call is right,
+whatever is said. A task is right if after its five turns, each led on from what the model itself did before, the
+company's state is the expected one and every expected call was made in its turn; further calls that only read do no
+harm. The baseline is an assistant that never calls.
 """
 
 from __future__ import annotations
@@ -30,9 +32,10 @@ from typing import Any
 
 from stille import LLM, ledger
 from stille.agents.evals import wilson
+from stille.engine.calendar_text import calendar_text
 from stille.engine.tool_grammar import Function
 from stille.evals.tool_calls import Asked, Player, ToolCaller, converse
-from stille.evals.toolworld import SYSTEM, Company, specs
+from stille.evals.toolworld import SYSTEM, TODAY, Company, specs
 
 DATA = Path(__file__).parent / "data" / "agents_tools"
 STEPS = 4
@@ -64,11 +67,12 @@ def main() -> int:
     llm = LLM(options.model, device=options.device, threads=options.threads, max_num_seqs=options.batch)
     ask = ToolCaller(llm, choice=options.choice, parallel=not options.single, max_tokens=options.tokens)
     tools = functions(options.quoted)
+    told = f"{SYSTEM}\n\n{calendar_text(TODAY)}" if options.calendar else SYSTEM
     idle_turns = sum(not turn.get("calls") for turn in turns)
     records = []
     for name, goal, players, idle in (
-        ("turn", "value >= 92", [play_turn(turn, tools) for turn in turns], idle_turns),
-        ("task", "value >= 65", [play_task(task, tools) for task in tasks], sum(map(needs_nothing, tasks))),
+        ("turn", "value >= 92", [play_turn(turn, tools, told) for turn in turns], idle_turns),
+        ("task", "value >= 65", [play_task(task, tools, told) for task in tasks], sum(map(needs_nothing, tasks))),
     ):
         if name not in options.parts:
             continue
@@ -108,19 +112,19 @@ def functions(quoted: bool = False) -> list[Function]:
     return [Function(**each["function"]) for each in specs(quoted=quoted)]
 
 
-def play_turn(turn: Mapping[str, Any], tools: Sequence[Function] | None = None) -> Player[Scored]:
+def play_turn(turn: Mapping[str, Any], tools: Sequence[Function] | None = None, told: str = SYSTEM) -> Player[Scored]:
     company, wanted = Company(), expected(turn)
-    said = yield Asked([_message("system", SYSTEM), _message("user", turn["say"])], tools or functions())
+    said = yield Asked([_message("system", told), _message("user", turn["say"])], tools or functions())
     kind = "missing" if "lacks" in turn else "none" if not wanted else "call" if len(wanted) == 1 else "several"
     problem = said.error or difference(company, wanted, said.calls, exactly=True)
     problem = problem or ("a call was begun" if said.cut else "")
     return Scored(kind, not problem, problem)
 
 
-def play_task(task: Mapping[str, Any], tools: Sequence[Function] | None = None) -> Player[Scored]:
+def play_task(task: Mapping[str, Any], tools: Sequence[Function] | None = None, told: str = SYSTEM) -> Player[Scored]:
     company = Company()
     tools = tools or functions()
-    messages: list[dict[str, Any]] = [_message("system", SYSTEM)]
+    messages: list[dict[str, Any]] = [_message("system", told)]
     problem, turns_right = "", 0
     for number, turn in enumerate(task["turns"], 1):
         messages.append(_message("user", turn["say"]))
@@ -218,6 +222,7 @@ def record(name: str, goal: str, scored: Sequence[Scored], idle: int, options: a
     ]
     choice = options.choice + (", one call an answer" if options.single else "")
     choice += ", names and titles quoted" if options.quoted else ""
+    choice += ", the weeks around today in the instructions" if options.calendar else ""
     notes = (
         f"{what}. {right} of {len(scored)}, 95 % [{100 * low:.1f}, {100 * high:.1f}] ({', '.join(kinds)}); "
         f"{options.model}, tool choice {choice}, greedy, at most {options.tokens} tokens an answer. An "
@@ -225,6 +230,7 @@ def record(name: str, goal: str, scored: Sequence[Scored], idle: int, options: a
     )
     command = f"python benchmarks/agents_tools.py --model {options.model} --choice {options.choice}"
     command += (" --single" if options.single else "") + (" --quoted" if options.quoted else "")
+    command += " --calendar" if options.calendar else ""
     command += f" --tokens {options.tokens} --parts {name}"
     return ledger.measure(
         f"agents.tools.{name}",
@@ -242,6 +248,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--choice", choices=("auto", "required"), default="auto")
     parser.add_argument("--single", action="store_true", help="at most one call in an answer")
     parser.add_argument("--quoted", action="store_true", help="names and titles are words of the conversation")
+    parser.add_argument("--calendar", action="store_true", help="the weeks around today in the instructions")
     parser.add_argument("--parts", nargs="+", choices=("turn", "task"), default=["turn", "task"])
     parser.add_argument("--limit", type=int, help="turns and tasks, drawn at random (default: all)")
     parser.add_argument("--seed", type=int, default=0)

@@ -7,6 +7,7 @@ from datetime import date, timedelta
 from functools import cache
 from typing import Any
 
+from stille.engine.calendar_text import calendar_text
 from stille.evals.toolworld import Company, specs
 from stille.train.toolcalls.company.judged import JUDGED, checksum
 from stille.train.toolcalls.company.office import Office
@@ -76,7 +77,7 @@ def company_of(meta: dict[str, Any]) -> Company:
 
 
 def _told(dice: Dice, house: str) -> str:
-    """The system's message; it always says what day it is."""
+    """The system's message; it always says what day it is, and often shows the weeks around it."""
     day = dice.today
     dates = {
         "day": DAYS[day.weekday()],
@@ -88,4 +89,5 @@ def _told(dice: Dice, house: str) -> str:
     if dice.chance(0.15):
         parts.reverse()
     rules = dice.sample(RULES, dice.choice([0, 1, 2, 2, 3, 3, 4]))
-    return " ".join([*parts, *map(dice.expand, rules)])
+    told = " ".join([*parts, *map(dice.expand, rules)])
+    return f"{told}\n\n{calendar_text(day, after=dice.choice([2, 3, 3, 4]))}" if dice.chance(0.6) else told
