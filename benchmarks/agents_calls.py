@@ -219,12 +219,12 @@ def keep(tally: Tally, file: Path) -> None:
 
 
 def gather(options: argparse.Namespace) -> None:
-    """Adds to the tally what processes had kept when their run was killed."""
+    """Adds to the tally what processes had kept when their run was killed; rather lost than counted twice."""
     for file in sorted(options.tally.parent.glob(part(options, "*").name)):
-        total = earlier(options)
-        total.add(earlier(argparse.Namespace(tally=file)))
-        keep(total, options.tally)
+        total, more = earlier(options), earlier(argparse.Namespace(tally=file))
+        total.add(more)
         file.unlink()
+        keep(total, options.tally)
 
 
 def main() -> int:
