@@ -10,9 +10,12 @@ import hashlib
 import itertools
 import multiprocessing
 import os
+import pickle
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -132,21 +135,25 @@ def render_all(conversations: Iterable[Conversation], renderer: Renderer, worker
         return
     context = multiprocessing.get_context("spawn")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(renderer,)) as pool:
-        waiting: list[Any] = []
-        for chunk in chunks:
-            waiting.append(pool.submit(_render, chunk))
-            if len(waiting) > 4 * workers:
-                yield from waiting.pop(0).result()
-        for each in waiting:
-            yield from each.result()
+    with tempfile.TemporaryDirectory() as folder:
+        # By a file: what does not fit into a pipe is awaited by it, so that the processes would start one by one.
+        file = Path(folder) / "renderer"
+        file.write_bytes(pickle.dumps(renderer))
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(file,)) as pool:
+            waiting: list[Any] = []
+            for chunk in chunks:
+                waiting.append(pool.submit(_render, chunk))
+                if len(waiting) > 4 * workers:
+                    yield from waiting.pop(0).result()
+            for each in waiting:
+                yield from each.result()
 
 
 _renderer: list[Renderer] = []  # of a worker
 
 
-def _start(renderer: Renderer) -> None:
-    _renderer[:] = [renderer]
+def _start(file: Path) -> None:
+    _renderer[:] = [pickle.loads(file.read_bytes())]
 
 
 def _render(chunk: Sequence[Conversation]) -> list[Rendered]:
