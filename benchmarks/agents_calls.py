@@ -172,7 +172,7 @@ async def _answers_of(process: int, options: argparse.Namespace) -> Tally:
     tally, share = Tally(), options.answers / options.processes
     cache = options.batch * 1536
     settings = {"max_num_seqs": options.batch, "kv_cache_tokens": cache, "max_queue": 4 * options.batch}
-    before = earlier(options)
+    before = earlier(options.tally)
     share -= before.answers / options.processes
     async with EngineModel(options.model, max_model_len=4096, **settings) as model:
         begun = told = time.perf_counter()
@@ -199,11 +199,11 @@ async def _answers_of(process: int, options: argparse.Namespace) -> Tally:
     return tally
 
 
-def earlier(options: argparse.Namespace) -> Tally:
+def earlier(file: Path | None) -> Tally:
     """What runs before saw that are added to."""
-    if options.tally is None or not options.tally.exists():
+    if file is None or not file.exists():
         return Tally()
-    kept = json.loads(options.tally.read_text(encoding="utf-8"))
+    kept = json.loads(file.read_text(encoding="utf-8"))
     return Tally(**{**kept, "kinds": Counter(kept["kinds"])})
 
 
@@ -221,7 +221,7 @@ def keep(tally: Tally, file: Path) -> None:
 def gather(options: argparse.Namespace) -> None:
     """Adds to the tally what processes had kept when their run was killed; rather lost than counted twice."""
     for file in sorted(options.tally.parent.glob(part(options, "*").name)):
-        total, more = earlier(options), earlier(argparse.Namespace(tally=file))
+        total, more = earlier(options.tally), earlier(file)
         total.add(more)
         file.unlink()
         keep(total, options.tally)
@@ -231,7 +231,7 @@ def main() -> int:
     options = parse()
     if options.tally:
         gather(options)
-    begun, total = time.perf_counter(), earlier(options)
+    begun, total = time.perf_counter(), earlier(options.tally)
     known = total.tokens
     if options.processes == 1:
         total.add(answers_of(0, options))

@@ -83,17 +83,3 @@ def test_without_a_model(hall, stille_here, tmp_path, monkeypatch):
     run = stille_here("watch", f"{hall / 'hall.mp4'}#name=hall", "--rules", hall / "rules.yaml")
     assert run.returncode == 2
     assert "stille train video" in run.stderr
-
-
-def test_training_goes_on_with_weights_of_the_same_sizes_only(stille_here, tmp_path):
-    from stille.video.model import BASE, StilleCamNet, save
-
-    save(StilleCamNet(BASE), tmp_path / "base", "")
-    run = stille_here(
-        "train", "video", "--preset", "tiny", "--from", tmp_path / "base", "--out", tmp_path / "out", "--steps", "1"
-    )
-    assert run.returncode == 2
-    assert "its sizes are not those of preset 'tiny'" in run.stderr
-    assert not (tmp_path / "out").exists()
-    missing = stille_here("train", "video", "--from", tmp_path / "no", "--out", tmp_path / "out", "--steps", "1")
-    assert "no folder of a StilleCam" in missing.stderr

@@ -57,16 +57,16 @@ def test_what_cannot_be_asked_is_an_error_of_its_own_conversation(llm):
     assert good.calls == (("ping", {}),)
 
 
-def test_quoted_arguments_are_words_of_the_conversation_unless_marks_are_ignored(llm):
+def test_quoted_arguments_are_words_of_the_conversation(llm):
     plain = {"type": "object", "properties": {"to": {"type": "string"}}, "required": ["to"]}
     town = Function("go", None, {**plain, "properties": {"to": {"type": "string", "x-quoted": True}}})
     unmarked = Function("go", None, plain)
     said = "To Oslo or Rome?"
-    quoting, free = (ToolCaller(llm, choice="required", parallel=False, quoted=quoted) for quoted in (True, False))
-    (one,) = quoting([user(said, town)])
-    ((_, arguments),) = one.calls
+    quoted, free = ToolCaller(llm, choice="required", parallel=False)([user(said, town), user(said, unmarked)])
+    ((_, arguments),) = quoted.calls
     assert arguments["to"].lower() in "to oslo or rome"
-    assert free([user(said, town)]) == free([user(said, unmarked)]) == quoting([user(said, unmarked)]) != [one]
+    assert quoted.prompt_tokens == free.prompt_tokens
+    assert free != quoted
 
 
 def test_a_said_message_goes_on_in_the_conversation(llm):

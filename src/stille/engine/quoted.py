@@ -1,17 +1,10 @@
 """Runs of words of a conversation, as a terminal of Lark: what a model may quote, and cannot make up.
 
-A suffix automaton over words, one rule for each state, with prefix trees where many words may follow. The ways to say
-it to llguidance, with twelve tools (4 ms of the compilation are theirs) and conversations of 500 and 1,500 words, on a
-2-core machine, in milliseconds:
-
-                                            text     compilation   longest mask
-    this                                    7   20   18      41    1.9   3.0
-    the same without prefix trees           6   15   21      55    9.3   exceeds llguidance's limits
-    `substring_chunks` in three spellings   2    6    8      28    9.2  10.2
-    an enum of all runs up to 6 words       9   35   85     245    1.9   3.0
-
-`substring_chunks`, made for this, is as fast in all, but begins and ends runs anywhere (an intersection cuts the edges
-off: hence its masks, for which the model waits) and knows only spellings of a whole text, not of each word.
+A suffix automaton over words, one rule for each state, with prefix trees where many words may follow: without the trees
+masks take several times as long, and long conversations exceed llguidance's limits. `substring_chunks`, made for this,
+compiles as fast, but begins and ends runs anywhere (an intersection that cuts the edges off makes masks slow, for which
+the model waits) and knows only spellings of a whole text, not of each word. An enum of all runs compiles more slowly.
+Times: docs/log.md, 2026-12-01.
 """
 
 from __future__ import annotations
@@ -24,7 +17,7 @@ from os.path import commonprefix
 from typing import Any
 
 MOST_WORDS, MOST_CHARACTERS = 4000, 30_000
-"""Of a conversation, the newest of which count. The grammar for so many compiles in a tenth of a second."""
+"""Of a conversation, the newest of which count."""
 
 LONGEST = 100
 """Characters of a word, and between two words of a run. Longer ones are data."""

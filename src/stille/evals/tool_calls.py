@@ -75,21 +75,10 @@ class ToolCaller:
         choice: "required": the answer is calls and nothing else; "auto": the model decides.
         parallel: it may make several calls at once.
         max_tokens: of an answer.
-        quoted: arguments that their schema marks with "x-quoted" are taken from the conversation. Otherwise marks are
-            ignored.
     """
 
-    def __init__(
-        self,
-        llm: LLM,
-        *,
-        choice: Choice = "auto",
-        parallel: bool = True,
-        max_tokens: int = 256,
-        quoted: bool = True,
-    ):
+    def __init__(self, llm: LLM, *, choice: Choice = "auto", parallel: bool = True, max_tokens: int = 256):
         self._llm, self._forced, self._parallel, self._max_tokens = llm, choice == "required", parallel, max_tokens
-        self._quoted = quoted
         self._knows_tools = knows_tools(llm.tokenizer)
 
     def __call__(self, asked: Sequence[Asked]) -> list[Said]:
@@ -126,7 +115,7 @@ class ToolCaller:
             )
         grammar = None
         if asked.functions:
-            said = said_in(asked.messages) if self._quoted else ()
+            said = said_in(asked.messages)
             grammar = call_grammar(asked.functions, forced=self._forced, parallel=self._parallel, said=said)
         params = SamplingParams(max_tokens=self._max_tokens, temperature=0, grammar=grammar)
         llm.compile(params)

@@ -1,40 +1,41 @@
 """Words that values are made of."""
 
 
-def _listed(text: str) -> tuple[str, ...]:
+def listed(text: str) -> tuple[str, ...]:
+    """What stands between commas."""
     return tuple(" ".join(each.split()) for each in text.split(","))
 
 
-FIRST = _listed("""
+FIRST = listed("""
     Anna, Ben, Carla, Dmitri, Elena, Farid, Greta, Hassan, Ines, Jonas, Keiko, Lars, Mina, Nadia, Omar, Paula,
     Quentin, Rosa, Samir, Tilda, Ulrich, Vera, Walid, Xenia, Yusuf, Zoe, Amara, Bruno, Chidi, Dalia, Emil, Fiona,
     Goran, Hana, Igor, Jasmin, Kwame, Leila, Marco, Noor, Olga, Pedro, Rania, Sven, Tomas, Uma, Victor, Wanda, Yara,
     Zeno, Alice, Bob, Clara, David, Emma, Felix, Hugo, Ivy, Kai, Luca, Maya, Nina, Oscar, Priya, Rui, Sofia, Theo,
     Anouk, Bashir, Celeste, Diego, Esther, Finn, Gloria, Hiro, Isabel, Jamal
 """)
-LAST = _listed("""
+LAST = listed("""
     Abbott, Becker, Costa, Dubois, Eriksen, Fischer, Garcia, Hoffmann, Ivanov, Jensen, Kowalski, Larsen, Moreau,
     Novak, Okafor, Patel, Quinn, Rossi, Schmidt, Tanaka, Ueda, Vargas, Weber, Xu, Yilmaz, Zhang, Adeyemi, Bianchi,
     Chen, Diaz, Engel, Fontaine, Grant, Haddad, Ito, Jansen, Khan, Lindqvist, Mbeki, Nguyen, Ortiz, Petrov, Reyes,
     Santos, Torres, Ulloa, Vogel, Wagner, Young, Zimmer, Mbaye, Sato, Keller, Brandt, Murphy, Olsen, Marino, Silva,
     Roth, Bauer
 """)
-CITIES = _listed("""
+CITIES = listed("""
     Lisbon, Oslo, Zurich, Nairobi, Kyoto, Toronto, Lima, Vienna, Prague, Dublin, Seoul, Accra, Milan, Porto, Riga,
     Geneva, Cairo, Bergen, Hamburg, Lyon, Boston, Austin, Denver, Manila, Hanoi, Delhi, Perth, Quito, Bogota,
     Santiago, Helsinki, Warsaw, Athens, Madrid, Rome, Paris, London, Berlin, New York, San Francisco, Cape Town,
     Buenos Aires, Hong Kong, Los Angeles, Mexico City, Rio de Janeiro, Tel Aviv, Kuala Lumpur, Antwerp, Bristol,
     Cork, Dresden, Essen, Florence, Graz, Innsbruck, Krakow, Leeds, Malmo, Nice
 """)
-STREETS = _listed("""
+STREETS = listed("""
     Maple Street, Station Road, Harbour Lane, Hill Avenue, Mill Road, Church Street, Park Row, River Walk, Garden
     Street, King Street, Elm Drive, Cedar Court, Market Square, Bridge Street, Lake View, Forest Path, Orchard
     Close, Canal Street, North Road, Sunset Boulevard, Castle Street, Meadow Lane, Union Square, Rose Alley
 """)
-DOMAINS = _listed("""
+DOMAINS = listed("""
     example.com, example.org, mail.test, work.test, north.example, post.example, team.test, office.example
 """)
-TOPICS = _listed("""
+TOPICS = listed("""
     budget planning, the summer party, quarterly results, the new website, safety training, hiring, customer
     feedback, the office move, data protection, the product launch, travel costs, the roof repair, team building,
     supplier contracts, the audit, parking spaces, the newsletter, pricing, onboarding, the holiday schedule,
@@ -43,7 +44,7 @@ TOPICS = _listed("""
     a wrong invoice, lost luggage, a missing refund, the login page, the mobile app, an expired password, the
     heating
 """)
-NOTES = _listed("""
+NOTES = listed("""
     bring the keys, buy milk and bread, call me back before noon, the meeting is moved to Friday, happy birthday,
     please water the plants, I will be ten minutes late, the package is at the door, dinner is ready, check the oil
     level, thank you for your help, don't forget the tickets, the code is on the fridge, leave it with the
@@ -53,7 +54,7 @@ NOTES = _listed("""
     turn off the lights, the flight lands at six, send me the photos, the report is almost done, please confirm the
     appointment, the garage is open, we are out of coffee
 """)
-MASKS = _listed("""
+MASKS = listed("""
     lumen, orchid, basalt, quiver, tundra, ember, cobalt, willow, zephyr, marble, falcon, indigo, saffron, pebble,
     raven, cinder, maple, velvet, onyx, harbor, juniper, copper, lantern, meadow, nectar, opal, prism, quartz,
     ripple, sable, thistle, umber, vortex, walnut, yonder, zenith, alder, bramble, cascade, drift, echo, flint,

@@ -5,18 +5,19 @@
 from collections.abc import Callable
 
 from stille.train.toolcalls.dice import Dice, is_held_out
+from stille.train.toolcalls.words import listed
 
 
-def _split(text: str, by: str | None = None) -> tuple[str, ...]:
-    return tuple(" ".join(each.split()) for each in text.split(by))
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
 
 
-_ONSETS = _split(
+_ONSETS = _words(
     "b bl br c ch cl cr d dr f fl fr g gl gr h j k kl l m n p pl pr qu r s sh sk sl sm sp st str t th tr v w y z"
 )
-_VOWELS = _split("a a e e i i o o u ai au ea ee ie oa oo ou")
-_CODAS = _split("b ck d f ft g l ld lf lk ll lm lt m mp n nd ng nk nt p r rd rk rl rm rn rt s sk ss st t tt th x z")
-NOUNS = _split("""
+_VOWELS = _words("a a e e i i o o u ai au ea ee ie oa oo ou")
+_CODAS = _words("b ck d f ft g l ld lf lk ll lm lt m mp n nd ng nk nt p r rd rk rl rm rn rt s sk ss st t tt th x z")
+NOUNS = _words("""
     acorn anchor apron arrow axle badge bamboo banner barrel basket beacon bell bench blanket boat bottle bracket bridge bronze bucket butter
     button cabin cactus camel candle canvas carbon castle cedar cello cement cereal chalk cherry chimney cinema circuit clay clover coal coast
     cobra coconut collar comet copper coral cotton cradle cream crystal curtain cushion dagger desert diamond dolphin dragon drum eagle
@@ -29,11 +30,11 @@ NOUNS = _split("""
     sunset swan syrup teapot temple thunder tiger tomato tornado tower tractor trumpet tulip tunnel turtle umbrella vanilla velvet violet
     volcano waffle walnut walrus whistle willow yoghurt zebra
 """)
-_KINDS = _split("""
+_KINDS = listed("""
     agreement, analysis, budget, calendar, catalogue, certificate, checklist, contract, diagram, drawing, estimate, flyer, form, guide, handbook,
     inventory, invoice, label, leaflet, letter, licence, list, log, manual, map, memo, offer, order, overview, plan, policy, poster, presentation,
     proposal, protocol, receipt, recipe, record, report, schedule, sheet, sketch, statement, summary, survey, table, template, timetable, tutorial
-""", ",")  # fmt: skip
+""")  # fmt: skip
 
 
 def word(dice: Dice, written: Callable[[str], str] = str) -> str:

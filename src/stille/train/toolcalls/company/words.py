@@ -11,69 +11,65 @@ from typing import Any, TypeVar
 from stille.evals.toolworld import Company, State
 from stille.train.toolcalls.company import invented
 from stille.train.toolcalls.dice import Dice, is_held_out
-from stille.train.toolcalls.words import FIRST, LAST
+from stille.train.toolcalls.words import FIRST, LAST, listed
 
 T = TypeVar("T")
 
 
-def _listed(text: str) -> tuple[str, ...]:
-    return tuple(" ".join(each.split()) for each in text.split(","))
-
-
-SHE = frozenset(_listed("""
+SHE = frozenset(listed("""
     Anna, Carla, Elena, Greta, Ines, Keiko, Mina, Nadia, Paula, Rosa, Tilda, Vera, Xenia, Zoe, Amara, Dalia, Fiona, Hana, Jasmin, Leila,
     Olga, Rania, Uma, Wanda, Yara, Alice, Clara, Emma, Ivy, Maya, Nina, Priya, Sofia, Anouk, Celeste, Esther, Gloria, Isabel
 """))  # fmt: skip
-PLACES = _listed("""
+PLACES = listed("""
     Alder, Amberley, Ashgrove, Bayside, Blackwater, Bluegate, Brookfield, Cinderford, Clearwell, Cliffside, Coppergate, Cranebrook, Dunmore,
     Eastgate, Elmwood, Fairhaven, Fernhill, Foxglove, Glenrock, Goldcrest, Greystone, Halden, Hawthorn, Hazelmere, Highfield, Hollybank,
     Ironbridge, Juniper, Kingsway, Lakeview, Larkspur, Linden, Longmead, Marlow, Millbrook, Moorland, Northgate, Oakridge, Orchard, Pinehurst,
     Quarry Lane, Ravenscourt, Redcliff, Riverton, Rosewood, Sandbank, Seaton, Silverdale, Southmoor, Stonebridge, Summerhill, Thornbury,
     Tidewater, Upton, Valebrook, Wavecrest, Westfield, Whitestone, Willowbank, Winterbourne, Yarrow
 """)  # fmt: skip
-TRADES = _listed("""
+TRADES = listed("""
     Bakery, Brewery, Carpets, Ceramics, Chocolates, Clinic, Couriers, Dairy, Dental, Electric, Engineering, Farms, Flooring, Flowers, Foods,
     Freight, Furniture, Garages, Gardens, Glass, Hotels, Insurance, Interiors, Joinery, Labs, Laundry, Lighting, Logistics, Marine, Media,
     Optics, Outdoors, Packaging, Paints, Pharmacy, Plumbing, Pottery, Press, Print, Records, Rentals, Roofing, School, Seeds, Solar, Steel,
     Stores, Studios, Textiles, Theatre, Timber, Toys, Travel, Vineyards, Windows, Wines
 """)  # fmt: skip
 ENDINGS = ("", "", "", "", " Ltd", " & Sons", " Group", " Partners")
-HOUSES = _listed("""
+HOUSES = listed("""
     Woodworks, Workshop, Sailmakers, Instruments, Upholstery, Bookbinders, Violins, Boatyard, Metalworks, Kitchens, Stoves, Tents, Saddlery,
     Clockworks, Lamps, Frames, Machines, Organs, Pianos, Guitars, Tools, Signs, Software, Consulting, Design, Repairs
 """)  # fmt: skip
-SUBJECTS = _listed("""
+SUBJECTS = listed("""
     budget, sales, safety, design, website, hiring, supplier, warehouse, pricing, marketing, quality, stock, training, roof, fire, contract,
     project, product, service, delivery, catalogue, energy, insurance, tax, payroll, holiday, press, photo, customer, software, packaging,
     showroom, machine, logistics, newsletter, audit, trade fair, summer party, open house, apprentice
 """)  # fmt: skip
-MEETINGS = _listed("""
+MEETINGS = listed("""
     meeting, review, workshop, call, planning, kick-off, demo, check, inspection, briefing, training, presentation, interview, walkthrough,
     round table, rehearsal, update, handover, session, tasting, stand-up, retrospective, appointment, visit
 """)  # fmt: skip
-MOMENTS = _listed("""
+MOMENTS = listed("""
     team breakfast, lunch with the landlord, staff meeting, fire drill, visit of the auditor, first aid course, stocktaking, job interview,
     board meeting, farewell drinks, company outing, lathe training, bank appointment, photo shoot, works council, coffee with the mayor,
     year-end closing, test drive, van inspection, window cleaning, flu vaccination, press day, strategy day, choir practice
 """)  # fmt: skip
-THINGS = _listed("""
+THINGS = listed("""
     printer, heating, front door, compressor, server, coffee machine, alarm system, forklift, saw, projector, scanner, conveyor belt, kiln,
     drill press, delivery van, cash register, web shop, phone line, door lock, window, sink, lift, paint booth, label printer, router, laptop,
     freezer, ventilation, gate, scale, backup, contact form, welding unit, fire extinguisher, air filter, workbench, pallet truck, lamp
 """)  # fmt: skip
-ROOMS = _listed("""
+ROOMS = listed("""
     in the hall, in the kitchen, in the office, in room 3, on the second floor, in the showroom, at the back entrance, in the basement,
     in the storeroom, at reception, in the yard, in the meeting room, in hall B, by the stairs
 """)  # fmt: skip
-FAULTS = _listed("""
+FAULTS = listed("""
     is broken, is leaking, makes a strange noise, does not start, keeps crashing, is stuck, smells of gas, is out of order, is much too slow,
     does not close, flickers, is blocked, shows an error, has no power, overheats, rattles
 """)  # fmt: skip
-BROKEN = _listed("broken, leaking, noisy, jammed, slow, faulty, damaged, rusty, blocked, loose, missing, worn-out")
-WORKS = _listed(
+BROKEN = listed("broken, leaking, noisy, jammed, slow, faulty, damaged, rusty, blocked, loose, missing, worn-out")
+WORKS = listed(
     "repair, replace, clean, check, inspect, move, oil, test, adjust, install, paint, update, restart, calibrate, insulate"
 )
-CHORES = _listed("""
+CHORES = listed("""
     order new gloves, refill the first aid kit, update the price tags, renew the parking permits, sort the returned parcels, back up the
     customer database, order toner, label the shelves, count the spare parts, write the safety notice, scan the old contracts, plan the summer
     rota, clear out the archive, call back the tax office, send out the samples, book the trade fair stand, translate the manual, water the plants,
@@ -84,23 +80,23 @@ ERRANDS = (
     "order new {goods}", "order {goods} for the {thing}", "update the {paper}", "print the {paper}", "check the {paper}", "translate the {paper}", "throw away the old {goods}", "find a supplier for {goods}", "count the {goods}", "ask {company} for a new date", "fix the mistake in the {paper}", "get a quote for the {thing}",
     "read the meter of the {thing}", "look for the lost {goods}", "repaint the sign {room}", "move the shelves {room}", "put up posters {room}", "change the bulb {room}", "sweep the floor {room}",
 )  # fmt: skip
-GOODS = _listed(
+GOODS = listed(
     "screws, gloves, labels, batteries, pens, envelopes, filters, bulbs, brushes, keys, bolts, hinges, cables, spare parts, cups, towels, sandpaper, tape, boxes, paint, oil, paper, uniforms, samples"
 )
 LONGER = (
     "{meeting} about the {paper}", "{meeting} on the {paper}", "{meeting} about the {thing}", "{meeting} for {company}", "visit at {company}", "call with {company}", "lunch with {company}", "{subject} {meeting} for {company}", "repair of the {thing}", "delivery from {company}", "handover to {company}", "first look at the {paper}", "review of the {paper}", "introduction to the new {thing}",
 )  # fmt: skip
-SHORT = _listed(
+SHORT = listed(
     "breakfast, lunch, demo, interview, stand-up, retro, inventory, kick-off, dinner, training, workshop, inspection, review, yoga, town hall, quiz night, brainstorming, debriefing, barbecue, rehearsal, handover, audit, site visit, coffee break, fitting, open day, all-hands, one-on-one, networking lunch, product launch"
 )
-PAPERS = _listed("""
+PAPERS = listed("""
     price list, floor plan, staff handbook, annual report, supplier contract, packing list, safety manual, site map, lease agreement, logo draft,
     holiday rota, stock list, cleaning schedule, test protocol, delivery terms, parts catalogue, insurance policy, energy report, travel policy,
     warranty terms, order form, survey results, press kit, wiring diagram, sales figures, shift plan, audit report, cost estimate, tax return,
     phone list, fire plan, budget draft, visitor list, menu, tender, brochure, newsletter, parking permit, job advert, quality report, care guide,
     rental contract, opening hours, colour chart, measurements, invoice template, business plan, training notes, loan agreement, meeting minutes
 """)  # fmt: skip
-ADDED = _listed(
+ADDED = listed(
     "spring, summer, autumn, winter, draft, final, signed, old, new, v2, v3, march, june, october, q1, q3, hall, office, de, en"
 )
 _YEAR = re.compile(r" 20\d\d$")
