@@ -1,7 +1,7 @@
 """The perception model on generator B: tracks, events, false alarms and memory, against a strong baseline.
 
     python benchmarks/video_b.py --model cam/model --cache /tmp/b --minutes 25 --json benchmarks/results/video.json
-    python benchmarks/video_b.py --model cam/model --cache /tmp/b --sealed seeds.txt ...   # once, for a release
+    python benchmarks/video_b.py --model cam/model --cache /tmp/b --sealed ...   # once, for a release
     python benchmarks/video_b.py --oracle 0 --cache /tmp/o --cameras 4 --seconds 120       # the harness, no model
 
 Both sides see the same frames: 640x352, five a second, painted by worker processes while GPUs look, each frame through
@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from stille import ledger
 from stille.evals.warehouse.gaps import SECONDS as GAP_CLIP_S
-from stille.evals.warehouse.sealed import open_sealed
+from stille.evals.warehouse.sealed import sealed
 from video_sides import measure
 from video_sides.gap import returns
 from video_sides.judge import Strictness
@@ -39,6 +39,7 @@ from video_sides.strong import Tracking
 from video_sides.studio import Camera, Studio
 from video_sides.watch import progress, tell, watch
 
+WEIGHTS = "model.safetensors"
 TUNE, OPEN = range(40), range(40, 100)
 """Open seeds: to search settings on, and for figures while nothing is released."""
 STAGES = ("tune", "memory", "events", "score")
@@ -51,7 +52,7 @@ def parse() -> argparse.Namespace:
     source.add_argument("--model", type=Path, help="folder of a trained model")
     source.add_argument("--oracle", type=float, help="the truth in the model's place, damaged by 0 to 1")
     parser.add_argument("--cache", type=Path, required=True, help="folder for what was seen")
-    parser.add_argument("--sealed", type=Path, help="the sealed seeds; without them open ones are taken")
+    parser.add_argument("--sealed", action="store_true", help="on seeds that follow from the weights, not on open ones")
     parser.add_argument("--json", type=Path, help="merge the records into this file")
     parser.add_argument("--minutes", type=float, default=25.0, help="stop painting in time for all to end within this")
     parser.add_argument("--cameras", type=int, default=60, help="of the figures, at most as many as there are seeds")
@@ -68,16 +69,19 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--part", nargs=3, metavar=("SET", "NUMBER", "OF"), help=argparse.SUPPRESS)
     parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.sealed and options.model is None:
+        parser.error("--sealed goes with --model: the seeds follow from its weights")
+    return options
 
 
 def cameras_of(name: str, options: argparse.Namespace) -> list[Camera]:
-    """Of a set: "tune", "events" or "memory", the latter two sealed if a list is given."""
+    """Of a set: "tune", "events" or "memory", the latter two on sealed seeds if that is wanted."""
     if name == "tune":
         chosen = list(TUNE)[: options.tune_cameras]
     else:
-        chosen = list(open_sealed(options.sealed.read_text()) if options.sealed else OPEN)
-        chosen = chosen[: options.clips if name == "memory" else options.cameras]
+        count = options.clips if name == "memory" else options.cameras
+        chosen = list(sealed(options.model / WEIGHTS, count) if options.sealed else OPEN)[:count]
     if name == "memory":
         return [Camera(seed, "gap") for seed in chosen]
     long = options.tune_seconds if name == "tune" else options.seconds
@@ -98,8 +102,8 @@ def frames_of(name: str, options: argparse.Namespace) -> int:
 
 
 def set_folder(name: str, options: argparse.Namespace) -> Path:
-    sealed = "sealed-" if options.sealed and name != "tune" else ""
-    return options.cache / f"{sealed}{name}"
+    prefix = "sealed-" if options.sealed and name != "tune" else ""
+    return options.cache / f"{prefix}{name}"
 
 
 def parts(name: str, options: argparse.Namespace) -> list[tuple[Path, list[Camera]]]:

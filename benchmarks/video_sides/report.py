@@ -23,14 +23,14 @@ def command(options: argparse.Namespace) -> str:
     """What to type, without the places of things."""
     words = [
         "python benchmarks/video_b.py --model MODEL --cache CACHE",
-        *(["--sealed SEEDS"] if options.sealed else []),
+        *(["--sealed"] if options.sealed else []),
     ]
     words += [f"--cameras {options.cameras} --seconds {options.seconds:g} --clips {options.clips}"]
     return " ".join([*words, *(["--change", *options.change] if options.change else [])])
 
 
 def where(options: argparse.Namespace, cameras: int, hours: float) -> str:
-    seeds = "sealed seeds, opened after training" if options.sealed else "open seeds"
+    seeds = "sealed seeds, which follow from the weights" if options.sealed else "open seeds"
     return (
         f"Synthetic: generator B, which the model was not trained on, {seeds}; {cameras} cameras, {hours:.1f} "
         f"camera-hours at {options.rate:g} frames a second, 640x352, each frame through JPEG (no H.264)."
@@ -150,7 +150,7 @@ def event_records(
 def gap_records(found: Mapping[str, Sequence[Return]], options: argparse.Namespace) -> list[Record]:
     """One for each kind of long memory that the same weights were run with."""
     records = []
-    seeds = "sealed seeds, opened after training" if options.sealed else "open seeds"
+    seeds = "sealed seeds, which follow from the weights" if options.sealed else "open seeds"
     for kind, returns in found.items():
         value, low, high = share(returns)
         if not returns:

@@ -1,4 +1,4 @@
-"""The harness of generator B: it tells good perception from bad, goes on after a stop, and opens sealed seeds only."""
+"""The harness of generator B: it tells good perception from bad, goes on after a stop, and draws sealed seeds from weights only."""
 
 import os
 import subprocess
@@ -118,12 +118,10 @@ def test_search_takes_what_is_better_and_strictness_reaches_the_rules():
     assert [rule.sure for rule in strict.rules] == [-3.0, 0.9]  # type: ignore[attr-defined]
 
 
-def test_a_list_that_is_not_the_sealed_one_is_refused(tmp_path):
-    (tmp_path / "seeds").write_text("x\n1000001\n")
-    command = [sys.executable, "benchmarks/video_b.py", "--oracle", "0", "--cache", str(tmp_path / "c")]
+def test_seeds_are_sealed_for_weights_only(tmp_path):
+    command = [sys.executable, "benchmarks/video_b.py", "--oracle", "0", "--cache", str(tmp_path / "c"), "--sealed"]
     ran = subprocess.run(
-        [*command, "--sealed", str(tmp_path / "seeds"), "--stages", "events"],
-        cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
     )  # fmt: skip
     assert ran.returncode != 0
-    assert "not the sealed one" in ran.stderr
+    assert "--sealed goes with --model" in ran.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from stille.evals.warehouse.geometry import Camera, inside, seen_polygon
 from stille.evals.warehouse.incidents import DWELL, NEAR_M
 from stille.evals.warehouse.layout import layout
 from stille.evals.warehouse.rules_file import CAMERA, floor_points, rules_yaml
-from stille.evals.warehouse.sealed import COMMITMENT, DEVELOPMENT, LOWEST, commit, digest, open_sealed
+from stille.evals.warehouse.sealed import DEVELOPMENT, LOWEST, sealed
 from stille.evals.warehouse.story import story
 from stille.evals.warehouse.stream import ATTRIBUTES, FrameTruth, Painter
 from stille.video import types
@@ -173,16 +174,15 @@ def test_lens_is_inverted() -> None:
     assert np.abs(pixel - np.stack([x + 0.5, y + 0.5], 1)).max() < 0.05
 
 
-def test_sealed_list_opens_only_as_committed() -> None:
-    text, hashed = commit(5)
-    seeds = open_sealed(text, hashed)
-    assert len(set(seeds)) == 5
+def test_sealed_seeds_follow_from_the_weights(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"weights")
+    (tmp_path / "b").write_bytes(b"weightS")
+    seeds = sealed(tmp_path / "a", 60)
+    assert len(set(seeds)) == 60
     assert min(seeds) >= LOWEST > max(DEVELOPMENT)
-    with pytest.raises(ConfigError, match="not the sealed one"):
-        open_sealed(text + "7\n", hashed)
-    with pytest.raises(ConfigError):
-        open_sealed(text)
-    assert len(COMMITMENT) == len(digest("")) == 64
+    assert seeds == sealed(tmp_path / "a", 60)
+    assert seeds[:5] == sealed(tmp_path / "a", 5)
+    assert not set(seeds) & set(sealed(tmp_path / "b", 60))
 
 
 def test_bad_arguments_are_refused() -> None:
