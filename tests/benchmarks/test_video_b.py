@@ -1,4 +1,4 @@
-"""The harness of generator B: it tells good perception from bad, goes on after a stop, and draws sealed seeds from weights only."""
+"""The harness of generator B: it tells good perception from bad, goes on after a stop, and seals seeds by weights."""
 
 import os
 import subprocess

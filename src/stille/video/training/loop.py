@@ -217,14 +217,14 @@ class _Run:
                 self.at_once = max(length, min(self.at_once, phase.clips * length) // 2)
                 logger.warning("step %d: out of memory; now %d pictures at once", self.step, self.at_once)
             except Exception:
-                if self.passes.graphs:
-                    logger.warning("capturing steps as CUDA graphs failed; going on without", exc_info=True)
-                    self.passes.graphs = False
-                elif self.compiled:
-                    logger.warning("torch.compile failed; going on without it", exc_info=True)
+                if self.compiled:  # given up first: it gains less
+                    logger.warning("a step failed; going on without torch.compile", exc_info=True)
                     self.compiled = False
                     for layer in self.network.decoder.layers:
                         layer._compiled_call_impl = None
+                elif self.passes.graphs:
+                    logger.warning("capturing steps as CUDA graphs failed; going on without", exc_info=True)
+                    self.passes.graphs = False
                 else:
                     raise
             self.optimizer.zero_grad(set_to_none=True)
