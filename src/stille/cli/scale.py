@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 app = typer.Typer(name="scale", help="Cameras over many processes and GPUs.", no_args_is_help=True)
 
 EXAMPLES = examples(
-    ("stille scale watch --cameras cameras.txt --rules rules.yaml --model cam/model --shards 4 --gpus 0.25", "one GPU"),
+    ("stille scale watch --cameras cameras.txt --rules rules.yaml --shards 4 --gpus 0.25", "one GPU"),
     ("stille scale watch --cameras cameras.txt ... --shards 32 --gpus 0.25 --address auto", "a Ray cluster of eight"),
     note="CAMERAS has a source in each line; it is followed while the command runs: cameras come and go. On several "
     "machines OUT has to be a folder that all of them see, and the store PostgreSQL.",
@@ -63,7 +63,9 @@ def watch(
     sources: Annotated[list[str] | None, typer.Argument(help="As of stille watch.")] = None,
     cameras: Annotated[Path | None, typer.Option("--cameras", help="A file of sources, which is followed.")] = None,
     rules: Annotated[Path, typer.Option("--rules", "-r", help="YAML file of zones and rules.")] = Path("rules.yaml"),
-    model: Annotated[Path, typer.Option("--model", "-m", help="Folder that `stille train video` made.")] = Path("cam"),
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Name or folder of a perception. (default: the package's)")
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of events, evidence and checkpoints.")] = Path(
         "watch"
     ),
@@ -84,6 +86,7 @@ def watch(
     from stille.errors import ConfigError
     from stille.scale import Fleet, ShardSettings
     from stille.video.rules import load_rules
+    from stille.video.weights import find
 
     if gate not in ("off", "on", "shadow"):
         raise typer.BadParameter(f"gate {gate!r} is unknown; choose off, on or shadow")
@@ -96,7 +99,7 @@ def watch(
     out.mkdir(parents=True, exist_ok=True)
     lanes = ShardLanes(out, store or str(out / "events.db"), webhook, webhook_secret)
     made = ShardSettings(
-        book, out, functools.partial(make_cam, model.absolute(), device, book), lanes, verify, evidence, workers,
+        book, out, functools.partial(make_cam, find(model).absolute(), device, book), lanes, verify, evidence, workers,
         gate,  # type: ignore[arg-type]
     )  # fmt: skip
     if address is not None:

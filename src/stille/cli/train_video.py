@@ -18,7 +18,7 @@ EXAMPLES = examples(
     ("stille train video --minutes 20 --out cam", "the model of the package, on one GPU"),
     ("stille train video --preset tiny --steps 200 --out tiny --device cpu", "a small one, on a CPU"),
     ("stille train video --minutes 60 --out cam --batch 12 --detect-batch 24", "half the memory"),
-    ("stille train video --from cam/model --out mine --recordings FOLDER", "on with it, on recordings of your own"),
+    ("stille train video --from stille-cam --out mine --recordings FOLDER", "on with it, on recordings of your own"),
     note="First it learns to detect, from many short clips; then identities, from long ones. Clips are rendered while "
     "it learns. The same command again goes on where the run was stopped. The model comes to lie in OUT/model.",
 )
@@ -38,7 +38,7 @@ def command(
         Path | None, typer.Option("--config", help="JSON with fields of VideoTrainConfig; options go before it.")
     ] = None,
     start: Annotated[
-        Path | None, _option(RUN, "--from", help="Folder of a model of the same sizes whose weights it begins with.")
+        str | None, _option(RUN, "--from", help="Name or folder of a model to begin with, of the same sizes.")
     ] = None,
     steps: Annotated[int | None, _option(RUN, help="Steps of the optimizer.")] = None,
     minutes: Annotated[float | None, _option(RUN, help="Wall-clock limit. (default: 20, or by --steps)")] = None,
@@ -75,6 +75,7 @@ def command(
     from stille.video.scenes.ahead import Renderer
     from stille.video.training import train
     from stille.video.training.card import card, device_name, facts
+    from stille.video.weights import find
 
     if preset not in PRESETS:
         raise typer.BadParameter(f"preset {preset!r} is unknown; choose {' or '.join(PRESETS)}")
@@ -87,7 +88,7 @@ def command(
     network = StilleCamNet(sizes)
     if start is not None:
         try:
-            network.load_state_dict(load(start).state_dict())
+            network.load_state_dict(load(find(start)).state_dict())
         except RuntimeError as error:
             raise ConfigError(f"--from {start}: its sizes are not those of preset {preset!r}.") from error
     flops = flops_per_frame(sizes)["total"] / 1e9

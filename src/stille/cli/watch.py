@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from stille.web import Ask, PageServer, Site
 
 EXAMPLES = examples(
-    ("stille watch dock3.mp4#name=dock3 --rules rules.yaml --model cam/model", "a recording, as fast as it goes"),
-    ("stille watch rtsp://viewer:secret@10.0.0.5/s2#name=dock3,fps=5 --rules rules.yaml --model cam/model", "a camera"),
+    ("stille watch dock3.mp4#name=dock3 --rules rules.yaml", "a recording, as fast as it goes"),
+    ("stille watch rtsp://viewer:secret@10.0.0.5/s2#name=dock3,fps=5 --rules rules.yaml", "a camera"),
     ("stille watch a.mp4#realtime=true b.mp4#realtime=true ...", "files that act as cameras"),
     ("stille watch ... --webhook https://example.org/hook", "signed with STILLE_WEBHOOK_SECRET"),
     ("stille watch ... --annotate seen.mp4 --preview 8081", "a film of what is seen, and live pictures"),
