@@ -17,6 +17,7 @@ from stille.video.model import (
     StilleCam,
     StilleCamConfig,
     StilleCamNet,
+    begin,
     flops_per_frame,
     load,
     save,
@@ -180,6 +181,23 @@ def test_a_folder_holds_the_network(tmp_path):
     (tmp_path / "model" / "model.safetensors").write_bytes((tmp_path / "other" / "model.safetensors").read_bytes())
     with pytest.raises(CheckpointError, match="knows kinds"):
         load(tmp_path / "model")
+
+
+def test_a_network_begins_with_a_backbone_of_another_or_with_all_of_it(tmp_path):
+    coco = replace(SMALL, backbone="coco")
+    one, other = StilleCamNet(coco), StilleCamNet(coco)
+    save(one, tmp_path / "part", "", torch.int8, part="backbone.")
+    begun = {name: x.clone() for name, x in other.state_dict().items()}
+    begin(other, tmp_path / "part")
+    for name, x in other.state_dict().items():
+        if name.startswith("backbone."):
+            torch.testing.assert_close(x, one.state_dict()[name], atol=2e-3, rtol=0)
+        else:
+            assert torch.equal(x, begun[name])
+    with pytest.raises(CheckpointError, match="does not fit"):
+        load(tmp_path / "part")
+    with pytest.raises(CheckpointError, match="does not fit the network that is to begin with it"):
+        begin(StilleCamNet(SMALL), tmp_path / "part")
 
 
 def test_sizes():

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from stille.errors import ConfigError
 from stille.video.errors import VideoError
-from stille.video.model import TINY, StilleCam, StilleCamNet, load, save
+from stille.video.model import TINY, StilleCam, StilleCamConfig, StilleCamNet, load, save
 from stille.video.model.attention import BoxAttention, MemoryAttention
+from stille.video.model.backbone import peaks
 from stille.video.model.decoder import Recent
 from stille.video.model.network import MEAN, SPREAD
 from stille.video.model.on_cpu import Map, RowAttention, Rows, SharedAttention, SharedMemory, adapt
@@ -117,6 +118,10 @@ def with_ranges(net: StilleCamNet | None = None) -> StilleCamNet:
     return net
 
 
+def as_coco(config: StilleCamConfig) -> StilleCamConfig:
+    return replace(config, backbone="coco", ranges={})
+
+
 def folded(net: StilleCamNet) -> StilleCamNet:
     net.backbone.fold()
     return net
@@ -140,6 +145,32 @@ def test_maps_of_eight_bits_are_near_those_of_floats():
         assert torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1] > 0.87
 
 
+@needs_int8
+@torch.inference_mode()
+def test_a_detectors_backbone_computes_in_eight_bits_too():
+    torch.manual_seed(2)
+    net = StilleCamNet(as_coco(SMALL)).eval()
+    for module in net.backbone.modules():
+        if isinstance(module, torch.nn.Conv2d):  # without batch norms, numbers would fade from layer to layer
+            torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    ranges = measure(net, [painted(9, 1, 6, size=SIZE).frame_BTHW3[0]])
+    assert sorted(ranges) == sorted(
+        name.removesuffix(".conv") for name, x in net.backbone.in_bytes.named_modules() if isinstance(x, torch.nn.Conv2d)
+    )
+    quick = Int8Backbone(net.backbone, ranges, SIZE, torch.float32)
+    frames = painted(5, 1, 3, size=SIZE).frame_BTHW3[0]
+    strides = zip((8, 16, 32), net.maps(frames), quick(frames), strict=True)
+    for stride, a, b in strides:
+        assert a.shape == b.shape == (3, SMALL.dim, SIZE[1] // stride, SIZE[0] // stride)
+        assert ((a - b).square().mean() / a.square().mean()) < 0.02
+
+
+@pytest.mark.parametrize("size", [(6, 10), (2, 4)])
+def test_pooling_of_bytes_is_pooling(size):
+    x = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    assert torch.equal(peaks(x).float(), torch.nn.functional.max_pool2d(x.float(), 3, 2, 1))
+
+
 @torch.inference_mode()
 def test_ranges_are_what_the_convolutions_gave():
     net = awake(SMALL, 3)
@@ -148,7 +179,7 @@ def test_ranges_are_what_the_convolutions_gave():
     ranges = measure(net, frames.split(2))
     assert all(torch.equal(x, before[name]) for name, x in net.state_dict().items())
     folded(net)
-    stem = net.backbone.stem((frames.permute(0, 3, 1, 2).float() - MEAN) / SPREAD)
+    stem = net.backbone.get_submodule("stem")((frames.permute(0, 3, 1, 2).float() - MEAN) / SPREAD)
     assert ranges["stem"] == pytest.approx(float(stem.max()), rel=1e-4)
     stage = "stages.1.1"  # what is added or concatenated has one range, at least that of the sums
     assert ranges[f"{stage}.inside"] == ranges[f"{stage}.blocks.0.1"] != ranges[f"{stage}.blocks.0.0"]

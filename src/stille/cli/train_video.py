@@ -33,7 +33,9 @@ def _option(panel: str, *names: str, **more: Any) -> Any:
 def command(
     ctx: typer.Context,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run: checkpoints, metrics, the model.")],
-    preset: Annotated[str, typer.Option(help="base, or tiny: small pictures and a small network.")] = "base",
+    preset: Annotated[
+        str, typer.Option(help="base; coco: with a detector's backbone; tiny: small pictures, a small network.")
+    ] = "base",
     config: Annotated[
         Path | None, typer.Option("--config", help="JSON with fields of VideoTrainConfig; options go before it.")
     ] = None,
@@ -56,6 +58,7 @@ def command(
     graphs: Annotated[bool, _option(RUN, "--graphs/--no-graphs", help="On a GPU: steps as CUDA graphs.")] = True,
     micro_batch_frames: Annotated[int, _option(RUN, help="Pictures computed at once; 0: all of a step.")] = 0,
     lr: Annotated[float, _option(RUN, help="Peak learning rate.")] = 6e-4,
+    backbone_lr: Annotated[float, _option(RUN, help="Share of it for the backbone.")] = 1.0,
     warmup: Annotated[int, _option(RUN, help="Steps until the peak.")] = 300,
     dtype: Annotated[str, _option(RUN, help="fp32, bf16 (float32 weights), auto: bf16 on a GPU.")] = "auto",
     device: Annotated[str, _option(RUN, help="auto, cpu or cuda.")] = "auto",
@@ -71,7 +74,7 @@ def command(
     import torch
 
     from stille.errors import ConfigError
-    from stille.video.model import PRESETS, StilleCamNet, flops_per_frame, load, save
+    from stille.video.model import PRESETS, StilleCamNet, begin, flops_per_frame, save
     from stille.video.scenes.ahead import Renderer
     from stille.video.training import train
     from stille.video.training.card import card, device_name, facts
@@ -87,10 +90,7 @@ def command(
     torch.manual_seed(settings.seed)
     network = StilleCamNet(sizes)
     if start is not None:
-        try:
-            network.load_state_dict(load(find(start)).state_dict())
-        except RuntimeError as error:
-            raise ConfigError(f"--from {start}: its sizes are not those of preset {preset!r}.") from error
+        begin(network, find(start))
     flops = flops_per_frame(sizes)["total"] / 1e9
     typer.echo(
         f"{network.parameter_count:,} parameters, {flops:.2f} GFLOP per frame, on {device_name(place)}", err=True

@@ -9,7 +9,7 @@ from stille.video.model.camera import StilleCam, resized
 from stille.video.model.config import BASE, PRESETS, TINY, StilleCamConfig
 from stille.video.model.memory import with_long_memory
 from stille.video.model.network import StilleCamNet, flops_per_frame
-from stille.video.model.store import load, save
+from stille.video.model.store import begin, load, save
 
 __all__ = [
     "BASE",
@@ -19,6 +19,7 @@ __all__ = [
     "StilleCam",
     "StilleCamConfig",
     "StilleCamNet",
+    "begin",
     "flops_per_frame",
     "load",
     "resized",

@@ -20,6 +20,7 @@ class StilleCamConfig:
     """
     Attributes:
         width, height: of the pictures that the model computes on, multiples of 32; others are resized.
+        backbone: "plain", or "coco", the shape of NanoDet-g.
         widths: channels at strides 2, 4, 8, 16 and 32.
         depths: residual blocks at strides 4, 8, 16 and 32.
         dim, heads, layers, ffn: of the decoder.
@@ -47,6 +48,7 @@ class StilleCamConfig:
 
     width: int = 640
     height: int = 352
+    backbone: Literal["plain", "coco"] = "plain"
     widths: tuple[int, ...] = (24, 48, 96, 192, 320)
     depths: tuple[int, ...] = (1, 2, 3, 2)
     dim: int = 256
@@ -74,6 +76,8 @@ class StilleCamConfig:
     def __post_init__(self) -> None:
         if self.width % 32 or self.height % 32 or self.width <= 0 or self.height <= 0:
             raise ConfigError(f"pictures of {self.width}x{self.height}: expected multiples of 32")
+        if self.backbone not in ("plain", "coco"):
+            raise ConfigError(f"backbone is {self.backbone!r}: expected plain or coco")
         if len(self.widths) != 5 or len(self.depths) != 4:
             raise ConfigError(f"widths {self.widths} and depths {self.depths}: expected five and four numbers")
         if self.dim % self.heads or self.dim % 8:
@@ -127,4 +131,5 @@ TINY = replace(
     BASE, width=160, height=96, widths=(8, 16, 24, 48, 64), depths=(1, 1, 1, 1), dim=64, heads=4, layers=2, ffn=128,
     queries=24, carried=12, pooled_side=4, words=20, long_tokens=640,
 )  # fmt: skip
-PRESETS = {"base": BASE, "tiny": TINY}
+COCO = replace(BASE, backbone="coco", widths=(32, 32, 64, 128, 256), depths=(1, 2, 2, 3))
+PRESETS = {"base": BASE, "coco": COCO, "tiny": TINY}

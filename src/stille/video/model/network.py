@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from stille.video.model.backbone import Backbone
+from stille.video.model.backbone import Backbone, CocoBackbone
 from stille.video.model.config import StilleCamConfig
 from stille.video.model.decoder import Decoder, Found, Proposed, Recent, SlotHead
 from stille.video.model.identity import IdentityDecoder
@@ -33,7 +33,7 @@ class StilleCamNet(nn.Module):
     def __init__(self, config: StilleCamConfig):
         super().__init__()
         self.config = config
-        self.backbone = Backbone(config)
+        self.backbone = CocoBackbone(config) if config.backbone == "coco" else Backbone(config)
         self.backbone.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.decoder = Decoder(config)
         self.identity = IdentityDecoder(config)
@@ -71,10 +71,12 @@ def flops_per_frame(config: StilleCamConfig) -> dict[str, float]:
 
     from stille.video.model.camera import StilleCam
 
-    cam = StilleCam(StilleCamNet(config), dtype=torch.float32)
+    network = StilleCamNet(config)
+    cam = StilleCam(network, dtype=torch.float32)
     with FlopCounterMode(display=False) as counter:
         cam.warm()
     found = counter.get_flop_counts()
-    parts = {part: float(sum(found.get(part.title(), {}).values())) for part in ("backbone", "decoder")}
+    modules = {"backbone": network.backbone, "decoder": network.decoder}
+    parts = {part: float(sum(found.get(type(one).__name__, {}).values())) for part, one in modules.items()}
     total = float(counter.get_total_flops())
     return {**parts, "identity": total - sum(parts.values()), "total": total}

@@ -14,15 +14,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, max_pool2d
 from torch.overrides import TorchFunctionMode
 
 from stille.errors import ConfigError
-from stille.video.model.backbone import Backbone, Conv
+from stille.video.model.backbone import Backbone, CocoBackbone, Conv
 from stille.video.model.network import MEAN, SPREAD, StilleCamNet
 
 ADD = (torch.add, Tensor.add, Tensor.__add__)
-SAME = (Tensor.chunk, torch.chunk, interpolate)  # what these return has the range of what they were given
+SAME = (Tensor.chunk, torch.chunk, interpolate, max_pool2d)  # what these return has the range of what they were given
 PICTURE = ""  # in place of a convolution's name
 
 
@@ -107,7 +107,7 @@ def measure(network: StilleCamNet, pictures: Iterable[Tensor]) -> dict[str, floa
     """
     backbone = copy.deepcopy(network.backbone).cpu().float().eval()
     backbone.fold()
-    watch = _Watch(backbone).run((x.cpu().permute(0, 3, 1, 2).float() - MEAN) / SPREAD for x in pictures)
+    watch = _Watch(backbone.in_bytes).run((x.cpu().permute(0, 3, 1, 2).float() - MEAN) / SPREAD for x in pictures)
     if not watch.largest:
         raise ConfigError("no pictures to measure activations on: expected at least one")
     shared: dict[str, float] = {}
@@ -147,7 +147,7 @@ class _Saturating(TorchFunctionMode):
 
 
 class Int8Backbone(nn.Module):
-    """A copy of a backbone that takes bytes; its weights cannot be changed.
+    """A copy of a backbone that takes bytes; the weights of what computes in them cannot be changed.
 
     Args:
         backbone: on the CPU, with folded batch norms.
@@ -159,10 +159,13 @@ class Int8Backbone(nn.Module):
         ConfigError: ranges of another backbone.
     """
 
-    def __init__(self, backbone: Backbone, ranges: dict[str, float], size: tuple[int, int], dtype: torch.dtype):
+    def __init__(
+        self, backbone: Backbone | CocoBackbone, ranges: dict[str, float], size: tuple[int, int], dtype: torch.dtype
+    ):
         super().__init__()
         self.dtype = dtype
-        self.inside = copy.deepcopy(backbone).float()
+        self.joined = backbone.joined  # of the network itself, whose dtype is this one by then
+        self.inside = copy.deepcopy(backbone.in_bytes).float()
         watch = _Watch(self.inside).run([torch.zeros(1, 3, *size[::-1])])
         if odd := sorted(ranges.keys() ^ watch.convolutions.keys()):
             raise ConfigError(f"ranges of activations do not fit the backbone ({', '.join(odd)}): measure them again")
@@ -178,7 +181,8 @@ class Int8Backbone(nn.Module):
         """As `StilleCamNet.maps`."""
         with _Saturating():
             maps = self.inside(frame_NHW3.permute(0, 3, 1, 2))
-        return tuple(
+        floats = tuple(
             x if x.is_floating_point() else x.to(self.dtype).mul_(scale)
             for x, scale in zip(maps, self.scales, strict=True)
         )
+        return self.joined(floats)

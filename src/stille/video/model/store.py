@@ -21,22 +21,25 @@ SCALE = ".scale"  # after the name of a tensor of 8 bits
 SMALL = 4096  # numbers; tensors with fewer are not worth 8 bits
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 KIND = "stillecam"
+BACKBONE = "backbone."
 
 
-def save(network: StilleCamNet, folder: Path, card: str, dtype: torch.dtype = torch.float32) -> None:
+def save(network: StilleCamNet, folder: Path, card: str, dtype: torch.dtype = torch.float32, part: str = "") -> None:
     """Write a network, its batch norms not folded yet; each file is there whole or not at all.
 
     Args:
         card: text of README.md.
         dtype: of the stored weights. int8: matrices and kernels in 8 bits with a scale per output channel, the rest,
             some hundredths, in float32; half as large as bfloat16.
+        part: what the names of its weights begin with, if no others are to be there; for `begin`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = {"model_type": KIND, "kinds": KINDS, "attributes": ATTRIBUTES, **network.config.to_dict()}
     tensors = {
-        name: part
+        name: stored
         for whole, x in network.state_dict().items()
-        for name, part in _stored(whole, x.detach().cpu(), dtype).items()
+        if whole.startswith(part)
+        for name, stored in _stored(whole, x.detach().cpu(), dtype).items()
     }
     for name, write in (
         (WEIGHTS, lambda path: save_file(tensors, path, {"format": "pt"})),
@@ -57,6 +60,33 @@ def load(folder: Path, **changes: Any) -> StilleCamNet:
     Raises:
         CheckpointError: not such a folder, or its weights do not fit its configuration.
     """
+    values, tensors = _read(folder)
+    network = StilleCamNet(StilleCamConfig.from_dict({**values, **changes}))
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(f"{folder / WEIGHTS} does not fit {CONFIG}: {error}") from error
+    return network
+
+
+def begin(network: StilleCamNet, folder: Path) -> None:
+    """Give a network the weights of a folder: all of them, or a backbone's, if those are all that is there.
+
+    Raises:
+        CheckpointError: not such a folder, or of other sizes.
+    """
+    tensors = _read(folder)[1]
+    into: Any = network
+    if all(name.startswith(BACKBONE) for name in tensors):
+        into, tensors = network.backbone, {name.removeprefix(BACKBONE): x for name, x in tensors.items()}
+    try:
+        into.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(f"{folder} does not fit the network that is to begin with it: {error}") from error
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The configuration, and tensors in float32."""
     try:
         values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         tensors = load_file(folder / WEIGHTS)
@@ -69,12 +99,7 @@ def load(folder: Path, **changes: Any) -> StilleCamNet:
     known = tuple(values.pop("kinds", ())), tuple(values.pop("attributes", ()))
     if known != (KINDS, ATTRIBUTES):
         raise CheckpointError(f"{folder} knows kinds and attributes {known}; this version needs {(KINDS, ATTRIBUTES)}.")
-    network = StilleCamNet(StilleCamConfig.from_dict({**values, **changes}))
-    try:
-        network.load_state_dict(_restored(tensors))
-    except RuntimeError as error:
-        raise CheckpointError(f"{folder / WEIGHTS} does not fit {CONFIG}: {error}") from error
-    return network
+    return values, _restored(tensors)
 
 
 def _stored(name: str, x: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -46,6 +46,7 @@ class VideoTrainConfig:
         graphs: on GPUs, steps are captured once and replayed, see `passes`; where that fails, it goes on without.
         truncate: frames after which gradients do not go further back in time.
         lr, warmup, weight_decay, clip: of AdamW; rates rise for `warmup` steps, then fall with a cosine to 1 %.
+        backbone_lr: share of the rate that the backbone learns with; less for one that begins with what others learned.
         ema: memory of the averaged weights, which are what is kept; less in the first steps.
         dtype: "bf16" (weights stay float32) or "fp32".
         visible: share of an object that has to be seen for it to count; less is neither asked for nor forbidden.
@@ -74,6 +75,7 @@ class VideoTrainConfig:
     graphs: bool = True
     truncate: int = 5
     lr: float = 6e-4
+    backbone_lr: float = 1.0
     warmup: int = 300
     weight_decay: float = 0.05
     clip: float = 1.0
@@ -102,7 +104,7 @@ class VideoTrainConfig:
         for name in ("detect_batch", "detect_frames", "batch", "frames", "truncate", "keep", "log_every", "repeats"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}: expected 1 or more")
-        for name in ("detect_share", "occlusion", "switch", "gap", "visible", "recordings_share"):
+        for name in ("detect_share", "backbone_lr", "occlusion", "switch", "gap", "visible", "recordings_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}: expected 0 to 1")
         if not 0 <= self.ema < 1:

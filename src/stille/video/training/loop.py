@@ -254,7 +254,7 @@ class _Run:
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), config.clip)
         lr = rate(config, self.step, progress)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["share"]
         wrong = (~norm.isfinite()).float()
         self.optimizer.found_inf = wrong  # pyright: ignore[reportAttributeAccessIssue]  # a step to be left out
         self.optimizer.step()
@@ -347,12 +347,19 @@ def _terminated(stop: Stop) -> Iterator[None]:
 
 
 def _optimizer(network: StilleCamNet, config: VideoTrainConfig) -> torch.optim.AdamW:
-    """Matrices decay, the rest (norms, biases, tables) does not."""
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for parameter in network.parameters():
-        groups[parameter.ndim > 1].append(parameter)
+    """Matrices decay, the rest (norms, biases, tables) does not; the backbone may learn more slowly."""
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        groups.setdefault((name.startswith("backbone."), parameter.ndim > 1), []).append(parameter)
     return torch.optim.AdamW(
-        [{"params": groups[True], "weight_decay": config.weight_decay}, {"params": groups[False], "weight_decay": 0.0}],
+        [
+            {
+                "params": parameters,
+                "weight_decay": config.weight_decay if matrix else 0.0,
+                "share": config.backbone_lr if backbone else 1.0,
+            }
+            for (backbone, matrix), parameters in groups.items()
+        ],
         lr=config.lr, betas=(0.9, 0.98), fused=True,
     )  # fmt: skip
 
