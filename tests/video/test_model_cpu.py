@@ -154,9 +154,8 @@ def test_a_detectors_backbone_computes_in_eight_bits_too():
         if isinstance(module, torch.nn.Conv2d):  # without batch norms, numbers would fade from layer to layer
             torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
     ranges = measure(net, [painted(9, 1, 6, size=SIZE).frame_BTHW3[0]])
-    assert sorted(ranges) == sorted(
-        name.removesuffix(".conv") for name, x in net.backbone.in_bytes.named_modules() if isinstance(x, torch.nn.Conv2d)
-    )
+    convolutions = [name for name, x in net.backbone.in_bytes.named_modules() if isinstance(x, torch.nn.Conv2d)]
+    assert sorted(ranges) == sorted(name.removesuffix(".conv") for name in convolutions)
     quick = Int8Backbone(net.backbone, ranges, SIZE, torch.float32)
     frames = painted(5, 1, 3, size=SIZE).frame_BTHW3[0]
     strides = zip((8, 16, 32), net.maps(frames), quick(frames), strict=True)

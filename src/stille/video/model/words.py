@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -100,8 +101,9 @@ def settle(
     settled = word >= 0
     wide = at[..., None].expand(-1, -1, evidence.shape[2])
     gap = torch.where(new | ~settled, 0.0, time_B[:, None] - table.last_BW.gather(1, at)).clamp(min=0).float()
-    decay = torch.exp(-gap[..., None] / LASTING.to(gap.device))
-    applies = APPLIES.to(kind_BK.device)[kind_BK] & settled[..., None]
+    all_apply, lasting = _constants(gap.device)
+    decay = torch.exp(-gap[..., None] / lasting)
+    applies = all_apply[kind_BK] & settled[..., None]
     seen = evidence.gather(1, wide) * decay + torch.where(applies, attribute_BKA, 0.0)
     looks = weight.gather(1, wide) * decay + applies
     evidence, weight = _put(evidence, word, seen, settled), _put(weight, word, looks, settled)
@@ -109,6 +111,13 @@ def settle(
     identity_BK = torch.where(settled, identity.gather(1, at), NOBODY)
     after = WordTable(identity, last, evidence, weight, table.next_B + new.sum(1))
     return Settled(word, identity_BK, odds, taken), after
+
+
+@cache
+def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
+    """`APPLIES` and `LASTING` on a device, brought there once: a copy waits for all that it computes."""
+    with torch.inference_mode(False):
+        return APPLIES.to(device), LASTING.to(device)
 
 
 def _mark(word_BK: Tensor, which_BK: Tensor, words: int) -> Tensor:
