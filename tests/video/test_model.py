@@ -74,6 +74,15 @@ def test_a_camera_is_seen_alike_in_any_company():
     assert all((seen.box_N4 <= [wide, high, wide, high]).all() and (seen.box_N4 >= 0).all() for seen in alone["yard"])
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_sees_what_a_cpu_sees():
+    shown = [frames("gate", 1)[0], frames("yard", 1, (120, 100))[0], frames("dock", 1, (64, 48))[0]]
+    on_cpu, on_gpu = (StilleCam(network(), device, torch.float32).see(shown) for device in ("cpu", "cuda"))
+    for a, b in zip(on_cpu, on_gpu, strict=True):
+        assert len(a) > 3
+        same(a, b)
+
+
 def test_cameras_side_by_side_are_seen_as_by_one(request):
     threads = torch.get_num_threads()
     request.addfinalizer(lambda: torch.set_num_threads(threads))
