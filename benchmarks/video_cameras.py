@@ -45,6 +45,7 @@ class Task:
     fps: int
     workers: int
     batch: int
+    graphs: bool
     out: Path
 
 
@@ -122,7 +123,7 @@ def make_cam(task: Task) -> Any:
     from stille.video.model import StilleCam, load
 
     network = load(task.model) if task.model else make_net(task.film, task.preset, task.device, task.fps)
-    return StilleCam(network, task.device)
+    return StilleCam(network, task.device, graphs=task.graphs)
 
 
 def rules_of(names: list[str]) -> Any:
@@ -296,7 +297,7 @@ def run(options: argparse.Namespace, film: Path, folder: Path) -> list[Outcome]:
         here, there = context.Pipe()
         task = Task(
             film, names[i :: options.shards], options.model, options.preset, options.device, options.fps,
-            options.workers, options.batch, folder / f"events-{i}.jsonl",
+            options.workers, options.batch, options.graphs, folder / f"events-{i}.jsonl",
         )  # fmt: skip
         process = context.Process(target=shard, args=(task, there))
         process.start()
@@ -397,6 +398,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--shards", type=int, default=1, help="processes with a pipeline")
     parser.add_argument("--workers", type=int, default=1, help="decoding processes of a shard; 0: threads")
     parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--graphs", action="store_true", help="batches of few sizes, each a CUDA graph")
     parser.add_argument("--fps", type=int, default=30)
     parser.add_argument("--size", choices=SIZES, default="360p")
     parser.add_argument("--model", type=Path, help="folder of trained weights")

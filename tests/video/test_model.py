@@ -74,13 +74,38 @@ def test_a_camera_is_seen_alike_in_any_company():
     assert all((seen.box_N4 <= [wide, high, wide, high]).all() and (seen.box_N4 >= 0).all() for seen in alone["yard"])
 
 
+def test_batches_that_are_filled_up_see_the_same():
+    """Cameras come one after the other, leave, and come back; pictures of other shapes, slots, two frames of one."""
+    streams = {f"c{i}": frames(f"c{i}", 5, ((96, 64), (120, 100))[i % 2]) for i in range(7)}
+    plain, filled = (StilleCam(network(), dtype=torch.float32, graphs=graphs) for graphs in (False, True))
+    most = 0
+    for cam in (plain, filled):
+        cam.watch_slots("c1", {"A-1": (0.1, 0.2, 0.5, 0.9)})
+    for t in range(5):
+        batch = [stream[t] for name, stream in streams.items() if int(name[1]) <= 2 * t]
+        if t == 3:
+            plain.forget("c2")
+            filled.forget("c2")
+            batch.append(replace(streams["c1"][4], time=streams["c1"][3].time + 0.1))
+        for a, b in zip(plain.see(batch), filled.see(batch), strict=True):
+            same(a, b)
+            most = max(most, len(a))
+    assert most > 3
+    for name in streams:
+        a, b = plain.state(name), filled.state(name)
+        assert all(torch.allclose(a[key].double(), b[key].double(), atol=2e-3) for key in a)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_sees_what_a_cpu_sees():
-    shown = [frames("gate", 1)[0], frames("yard", 1, (120, 100))[0], frames("dock", 1, (64, 48))[0]]
-    on_cpu, on_gpu = (StilleCam(network(), device, torch.float32).see(shown) for device in ("cpu", "cuda"))
-    for a, b in zip(on_cpu, on_gpu, strict=True):
-        assert len(a) > 3
-        same(a, b)
+@pytest.mark.parametrize("graphs", [False, True])
+def test_a_gpu_sees_what_a_cpu_sees(graphs):
+    on_cpu = StilleCam(network(), dtype=torch.float32)
+    on_gpu = StilleCam(network(), "cuda", torch.float32, graphs=graphs)
+    streams = [frames("gate", 2), frames("yard", 2, (120, 100)), frames("dock", 2, (64, 48))]
+    for shown in zip(*streams, strict=True):
+        for a, b in zip(on_cpu.see(shown), on_gpu.see(shown), strict=True):
+            assert len(a) > 3
+            same(a, b)
 
 
 def test_cameras_side_by_side_are_seen_as_by_one(request):

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from stille.video.errors import VideoError
-from stille.video.model import boxes, on_cpu, quantized
+from stille.video.model import boxes, on_cpu, on_gpu, quantized
 from stille.video.model.identity import Context
 from stille.video.model.memory import Memory, recall
 from stille.video.model.network import Objects, StilleCamNet
@@ -54,6 +54,8 @@ class StilleCam:
         dtype: of weights and activations; None: bfloat16 on GPUs and on CPUs that multiply in it, else float32.
         int8: whether the backbone computes in 8 bits; None: on a CPU that is fast at it, if no dtype is asked for and
             the configuration has the ranges of its activations.
+        graphs: whether batches are filled up to few sizes, each of which is one CUDA graph on a GPU. It has been tried
+            on CPUs only, where there are no graphs, so it has to be asked for.
 
     Raises:
         VideoError: 8 bits that this device, or this model without ranges, cannot compute in.
@@ -65,6 +67,7 @@ class StilleCam:
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
         int8: bool | None = None,
+        graphs: bool = False,
     ):
         self.device = torch.device(device)
         can = self.device.type == "cpu" and quantized.supported() and bool(network.config.ranges)
@@ -78,13 +81,14 @@ class StilleCam:
         network = network.eval().requires_grad_(False)
         network.backbone.fold()
         self._int8: quantized.Int8Backbone | None = None
+        size = self.config.width, self.config.height
         if int8 or (int8 is None and dtype is None and can):
-            size = self.config.width, self.config.height
             self._int8 = quantized.Int8Backbone(network.backbone, dict(self.config.ranges), size, self.dtype)
         self.network = network.to(self.device, self.dtype)
         if self.device.type == "cpu":
             on_cpu.adapt(self.network)
         self.memory = Memory.empty(self.config, 1, self.device, self.dtype)
+        self._rooms = on_gpu.Rooms(self._whole, self.device, size) if graphs else None
         self._rows: dict[str, int] = {}
         self._inside: dict[str, tuple[float, ...]] = {}  # where each camera's last picture lay in the network's
         self._next: dict[str, Tensor] = {}  # first identities of cameras that left and may come back
@@ -180,6 +184,11 @@ class StilleCam:
         fits = [fitted(frame.size, (self.config.width, self.config.height)) for frame in frames]
         turns = _turns(frames)
         arguments = [self._arguments([frames[i] for i in turn], [fits[i] for i in turn], turn) for turn in turns]
+        if self._rooms is not None and len(turns) == 1:
+            room = self._rooms.room(len(frames))
+            if room is not None:
+                found = self._see_in(self._rooms, room, frames, fits, arguments[0])
+                return [self._seen(frame, result) for frame, result in zip(frames, found, strict=True)]
         features = self._maps([frame.image_HW3 for frame in frames], fits)
         results: dict[int, _Result] = {}
         for turn, (at, rows, time, inside) in zip(turns, arguments, strict=True):
@@ -190,9 +199,35 @@ class StilleCam:
                 maps = [x.as_subclass(on_cpu.Map) for x in maps]
             objects, settled = self._step(maps, rows, time)
             slots = self._look_at_slots(maps[1], cameras, inside)
-            for i, result in zip(turn, self._results(objects, settled, slots, inside), strict=True):
+            for i, result in zip(turn, self._results(*self._numbers(objects, settled, inside), slots), strict=True):
                 results[i] = result
         return [self._seen(frame, results[i]) for i, frame in enumerate(frames)]
+
+    def _see_in(
+        self, rooms: on_gpu.Rooms, room: on_gpu.Room, frames: Sequence[Frame], fits: list[Fit], arguments: Any
+    ) -> list[_Result]:
+        """All at once, in a batch of a size that was seen before."""
+        _, rows_B, time_B, inside = arguments
+        count, cameras = len(frames), [frame.camera for frame in frames]
+        self._move(cameras, fits)
+        for i in range(0, count, AT_ONCE):
+            part = letterboxed(
+                [frame.image_HW3 for frame in frames[i : i + AT_ONCE]], fits[i : i + AT_ONCE], self.device
+            )
+            room.picture_BHW3[i : i + len(part)] = part
+        room.row_B[:count], room.time_B[:count], room.inside_B14[:count] = rows_B, time_B, inside
+        room.row_B[count:] = on_gpu.SPARE
+        flat, whole, middle = rooms.run(room)
+        return self._results(flat[:count], whole[:count], self._look_at_slots(middle[:count], cameras, inside))
+
+    def _whole(self, picture_BHW3: Tensor, rows_B: Tensor, time_B: Tensor, inside: Tensor) -> tuple[Tensor, ...]:
+        """From pictures of the network's size to the numbers of `_results`, and the middle map: all on the device."""
+        compute = self.network.maps if self._int8 is None else self._int8
+        parts = [compute(part) for part in picture_BHW3.split(AT_ONCE)]
+        maps = [torch.cat(part) if len(parts) > 1 else part[0] for part in zip(*parts, strict=True)]
+        if self.device.type == "cpu":
+            maps = [x.as_subclass(on_cpu.Map) for x in maps]
+        return *self._numbers(*self._step(maps, rows_B, time_B), inside), maps[1]
 
     def _arguments(self, frames: list[Frame], fits: list[Fit], turn: list[int]) -> tuple[Tensor, ...]:
         """Of a turn, on the device: positions among all frames, rows of memory, times, and `Fit.inside` [B, 1, 4]."""
@@ -218,10 +253,13 @@ class StilleCam:
 
     def _row(self, camera: str) -> int:
         if camera not in self._rows:
-            free = set(range(self.memory.rows)) - set(self._rows.values())
+            first, step = (0, 1) if self._rooms is None else (on_gpu.SPARE + 1, 15)
+            free = set(range(first, self.memory.rows)) - set(self._rows.values())
             if not free:
                 free = {self.memory.rows}
-                self.memory = self.memory.grown(self.config, max(1, self.memory.rows // 2))
+                self.memory = self.memory.grown(self.config, max(step, self.memory.rows // 2))
+                if self._rooms is not None:
+                    self._rooms.clear()
             row = self._rows[camera] = min(free)
             if camera in self._next:
                 self.memory.next_R[row] = self._next.pop(camera)
@@ -296,10 +334,15 @@ class StilleCam:
         found = self.network.slots(middle, to_network(padded, inside_B14)).sigmoid().cpu()
         return [row[: 0 if box is None else len(box)] for row, box in zip(found, boxes, strict=True)]
 
-    def _results(self, objects: Objects, settled: Settled, slots: list[Tensor], inside_B14: Tensor) -> list[_Result]:
+    def _numbers(self, objects: Objects, settled: Settled, inside_B14: Tensor) -> tuple[Tensor, Tensor]:
+        """Float32 [B, K, 5 + A]: boxes, presence, attributes; int64 [B, K, 2]: kinds, identities."""
         score, box = objects.presence_BK.sigmoid(), to_picture(objects.box_BK4, inside_B14).clamp(0, 1)
-        flat = torch.cat([box, score[..., None], settled.attribute_BKA], -1).float().cpu().numpy()
-        whole = torch.stack([objects.kind_BKG.argmax(-1), settled.identity_BK], -1).cpu().numpy()
+        flat = torch.cat([box, score[..., None], settled.attribute_BKA], -1).float()
+        return flat, torch.stack([objects.kind_BKG.argmax(-1), settled.identity_BK], -1)
+
+    def _results(self, flat_BKX: Tensor, whole_BK2: Tensor, slots: list[Tensor]) -> list[_Result]:
+        """Of `_numbers`."""
+        flat, whole = flat_BKX.cpu().numpy(), whole_BK2.cpu().numpy()
         results = []
         for number, identity, slot in zip(flat, whole, slots, strict=True):
             on = (number[:, 4] >= self.config.shown) & (number[:, 2:4] > number[:, :2]).all(

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from stille.video.model import StilleCamNet
+from stille.video.model.on_gpu import capturing
 from stille.video.scenes.clips import Clips
 from stille.video.training.config import VideoTrainConfig
 from stille.video.training.feed import PAD, tensors
@@ -37,7 +37,6 @@ AGREES = 0.98
 
 Gradients = list[Tensor | None]
 Paired = tuple[Tensor, Tensor, Tensor, Tensor]
-_broken: list[Any] = []  # graphs whose capture failed: the allocator may still ask them
 
 
 @dataclass(slots=True)
@@ -194,10 +193,10 @@ class Passes:
         torch.cuda.synchronize(self.device)
         gc.collect()
         first, second, pool = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
-        with _capturing(first, pool, side):
+        with capturing(first, pool, side):
             looked = looked_at(self.network, clips, self.config, luck)
         query = torch.zeros(looked.pairing[3].shape, dtype=torch.int64, device=self.device)
-        with _capturing(second, pool, side):
+        with capturing(second, pool, side):
             facts, gradients = self._learned(clips, looked, query, luck, share)
         return _Captured(key, inputs, first, looked.pairing, query, second, facts, gradients)
 
@@ -217,23 +216,3 @@ def widened(clips: Clips, places: int, slots: int) -> Clips:
 
 def _inputs(clips: Clips, luck: Luck | None) -> list[Tensor]:
     return tensors(clips) + ([] if luck is None else [luck.number_BX, luck.cut_B, luck.gap_B])
-
-
-@contextmanager
-def _capturing(graph: Any, pool: Any, stream: Any) -> Iterator[None]:
-    """Work is captured, not done; if it cannot be, all is as before, and the error is the first one."""
-    main, cause = torch.cuda.current_stream(), None
-    try:
-        # Other threads may go on with what a capture forbids: reading recordings ahead pins memory.
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            try:
-                yield
-            except BaseException as error:
-                cause = error
-                raise
-    except BaseException as error:
-        torch.cuda.set_stream(main)
-        _broken.append(graph)
-        with suppress(Exception):
-            torch._C._cuda_endAllocateToPool(main.device_index, pool)
-        raise cause or error from None
