@@ -1,7 +1,7 @@
 """The same network on GPUs: batches of few sizes, and all that a batch takes launched as one CUDA graph.
 
-A batch is some 1,700 operations, as many for one camera as for two hundred: launched one by one they take
-more of the host's time than of the GPU's. And for each new size cuDNN looks for its ways to convolve and to attend.
+A batch is well over a thousand small operations, as many for one camera as for two hundred: launched one by one they
+can take more of the host's time than of the GPU's. And for each new size libraries choose their kernels anew.
 """
 
 from __future__ import annotations
@@ -52,11 +52,6 @@ class Rooms:
         self._rooms: dict[int, Room] = {}
         self._graphs = device.type == "cuda"
         self._pool = torch.cuda.graph_pool_handle() if self._graphs else None
-
-    @property
-    def graphs(self) -> int:
-        """How many there are."""
-        return sum(room.graph is not None for room in self._rooms.values())
 
     def clear(self) -> None:
         """The memory that graphs write to is another one from now on."""
