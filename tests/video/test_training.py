@@ -96,13 +96,14 @@ def test_checkpoints_come_by_the_clock(tmp_path):
     assert steps[-1] == ["step-00000002.pt", "step-00000003.pt"]
 
 
-def test_clips_at_once_and_streamed_are_the_same():
-    """Batch norms folded or not, frames through the backbone together or one by one."""
-    config = replace(SMALL, layers=2, shown=0.0, carry=0.08)
+@pytest.mark.parametrize("history", [True, False])
+def test_clips_at_once_and_streamed_are_the_same(history):
+    """Batch norms folded or not, frames through the backbone (without history: all of it) together or one by one."""
+    config = replace(SMALL, layers=2, shown=0.0, carry=0.08, history=history)
     net, clips = awake(config, 1), painted(3, 2, 5, size=SIZE)
     with torch.no_grad():
         said, _, _ = look(net, clips, 100)
-    assert int((said.origin_BTQ >= 0).sum()) > 0  # some are carried on
+    assert (int((said.origin_BTQ >= 0).sum()) > 0) == history  # some are carried on
     streamed = watch(StilleCam(net, dtype=torch.float32), clips)
     score, index = said.presence_LBTQ[-1].sigmoid().topk(config.carried)
     box = said.box_LBTQ4[-1].gather(2, index[..., None].expand(-1, -1, -1, 4)).clamp(0, 1)
@@ -110,6 +111,21 @@ def test_clips_at_once_and_streamed_are_the_same():
         for t in range(5):
             np.testing.assert_allclose(streamed[b][t].score_N, score[b, t].numpy(), atol=1e-4)
             np.testing.assert_allclose(streamed[b][t].box_N4 / np.tile(SIZE, 2), box[b, t].numpy(), atol=1e-4)
+
+
+def test_without_history_each_frame_is_looked_at_alone_and_identities_are_learned():
+    net, clips = awake(replace(SMALL, history=False), 1), painted(3, 2, 4, size=SIZE)
+    turned = replace(clips, **{f: getattr(clips, f).flip(1) for f in ("frame_BTHW3",)})
+    with torch.no_grad():
+        a, b = (look(net, one, 100)[0].presence_LBTQ for one in (clips, turned))
+    torch.testing.assert_close(a, b.flip(2), atol=1e-4, rtol=1e-4)
+    loss = clip_loss(net.train(), clips, quick(steps=1), torch.Generator().manual_seed(0), identities=True)
+    loss.total.backward()
+    assert loss.facts["identity"] > 0
+    parts = dict(net.named_parameters())
+    for name in ("identity.word.weight", "decoder.fresh.weight", "backbone.stem.conv.weight"):
+        assert float(parts[name].grad.norm()) > 0  # pyright: ignore[reportOptionalMemberAccess]
+    assert net.decoder.carry.weight.grad is None or not net.decoder.carry.weight.grad.any()
 
 
 def test_carried_queries_keep_their_objects():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,6 +43,9 @@ def command(
     start: Annotated[
         str | None, _option(RUN, "--from", help="Name or folder of a model to begin with, of the same sizes.")
     ] = None,
+    history: Annotated[
+        bool, _option(RUN, "--history/--no-history", help="Without: each frame looked at alone, then who is who.")
+    ] = True,
     steps: Annotated[int | None, _option(RUN, help="Steps of the optimizer.")] = None,
     minutes: Annotated[float | None, _option(RUN, help="Wall-clock limit. (default: 20, or by --steps)")] = None,
     detect_share: Annotated[float, _option(RUN, help="Share of the run that learns to detect only.")] = 0.4,
@@ -86,7 +90,7 @@ def command(
         raise ConfigError("device cuda was asked for, but there is none here.")
     place = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
     settings = _settings(ctx, config, place.type == "cuda")
-    sizes = PRESETS[preset]
+    sizes = dataclasses.replace(PRESETS[preset], history=history)
     torch.manual_seed(settings.seed)
     network = StilleCamNet(sizes)
     if start is not None:
@@ -124,8 +128,6 @@ def command(
 
 def _settings(ctx: typer.Context, file: Path | None, on_gpu: bool) -> VideoTrainConfig:
     """Defaults, then the file, then what the command line says."""
-    import dataclasses
-
     from stille.train.config import read_json
     from stille.video.training import VideoTrainConfig
 

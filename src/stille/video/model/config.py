@@ -26,6 +26,8 @@ class StilleCamConfig:
         dim, heads, layers, ffn: of the decoder.
         points: samples of a query per head and feature map.
         queries: objects that are looked for in a frame, at most as many as the feature maps have cells.
+        history: whether frames and objects from before are given to the decoder. Without, each frame is looked at
+            alone, the frames of a clip train side by side, and memory says who is who, nothing else.
         carried: of these, at most, that go on from the frame before; also the objects that memory takes of a frame.
         carry: presence from which an object is carried on.
         pooled_frames, pooled_side: frames whose picture is remembered, as side x side tokens each.
@@ -57,6 +59,7 @@ class StilleCamConfig:
     ffn: int = 1024
     points: int = 4
     queries: int = 64
+    history: bool = True
     carried: int = 32
     carry: float = 0.3
     pooled_frames: int = 4

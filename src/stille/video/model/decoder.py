@@ -216,7 +216,9 @@ class Decoder(nn.Module):
         self, features: Sequence[Tensor], recent: Recent, time_B: Tensor
     ) -> tuple[Found, Proposed, Recent, Tensor]:
         """Objects, what the cells proposed, what is remembered from now on, and the queries that it took [B, K]."""
-        config = self.config
+        config, given = self.config, recent
+        if not config.history:
+            recent = Recent.empty(config, len(time_B), time_B.device, features[0].dtype)
         maps, coarse = [x.float().contiguous() for x in features], features[-1]
         cells = torch.cat([x.flatten(2) for x in features], 2).transpose(1, 2)
         said = self.propose(cells)
@@ -236,6 +238,8 @@ class Decoder(nn.Module):
         origin = torch.cat([nowhere.expand(-1, new), torch.where(held[..., 0], recent.index_BK, nowhere)], 1)
 
         kv, bias = self._memory(recent, time_B)
+        if not config.history:
+            kv, bias = kv[:, :0], bias[:, :, :0]
         said_by_layer = []
         for layer in self.layers:
             box = box.detach()
@@ -247,7 +251,9 @@ class Decoder(nn.Module):
         presence, kind, box = (torch.stack(parts) for parts in zip(*said_by_layer, strict=True))
         found = Found(presence, kind, boxes.to_corners(box), self.attribute(token).float(), token, origin)
         kept = presence[-1].detach().topk(config.carried, 1).indices
-        return found, said, self._remember(recent, coarse, token, box[-1], presence[-1], kept, time_B), kept
+        if config.history:
+            given = self._remember(recent, coarse, token, box[-1], presence[-1], kept, time_B)
+        return found, said, given, kept
 
     def _memory(self, recent: Recent, time_B: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [B, J, 2, C], and their bias [B, h, J]."""

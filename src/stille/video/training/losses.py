@@ -71,6 +71,15 @@ class Said:
             *(stacked(name, 1) for name in ("attribute_BQA", "token_BQC", "origin_BQ")),
         )
 
+    @classmethod
+    def side_by_side(cls, found: Found, shape: tuple[int, int]) -> Said:
+        """Of frames that were looked at together, B x T of them."""
+        of_layers = (getattr(found, name).unflatten(1, shape) for name in ("presence_LBQ", "kind_LBQG", "box_LBQ4"))
+        return cls(
+            *of_layers,
+            *(getattr(found, name).unflatten(0, shape) for name in ("attribute_BQA", "token_BQC", "origin_BQ")),
+        )
+
 
 def object_losses(found: Said, truth: Truth, query_BTM: Tensor, weights: LossWeights) -> dict[str, Tensor]:
     """Parts of the loss, weighted."""

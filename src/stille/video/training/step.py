@@ -149,6 +149,10 @@ def look(
     config = network.config
     frames = resized(clips.frame_BTHW3.flatten(0, 1), config.width, config.height)
     features = network.maps(frames)
+    if not config.history:
+        none = Recent.empty(config, b * t, frames.device, network.dtype)
+        each, cells, _, _ = network.decoder(features, none, clips.time_BT.flatten())
+        return Said.side_by_side(each, (b, t)), cells, features[1]
     maps = list(zip(*(x.unflatten(0, (b, t)).unbind(1) for x in features), strict=True))
     recent = Recent.empty(config, b, frames.device, network.dtype)
     found: list[Found] = []
