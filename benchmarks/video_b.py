@@ -39,7 +39,6 @@ from video_sides.strong import Tracking
 from video_sides.studio import Camera, Studio
 from video_sides.watch import progress, tell, watch
 
-WEIGHTS = "model.safetensors"
 TUNE, OPEN = range(40), range(40, 100)
 """Open seeds: to search settings on, and for figures while nothing is released."""
 STAGES = ("tune", "memory", "events", "score")
@@ -81,7 +80,7 @@ def cameras_of(name: str, options: argparse.Namespace) -> list[Camera]:
         chosen = list(TUNE)[: options.tune_cameras]
     else:
         count = options.clips if name == "memory" else options.cameras
-        chosen = list(sealed(options.model / WEIGHTS, count) if options.sealed else OPEN)[:count]
+        chosen = list(sealed(options.model, count) if options.sealed else OPEN)[:count]
     if name == "memory":
         return [Camera(seed, "gap") for seed in chosen]
     long = options.tune_seconds if name == "tune" else options.seconds

@@ -20,6 +20,7 @@ from stille.evals.warehouse.sealed import DEVELOPMENT, LOWEST, sealed
 from stille.evals.warehouse.story import story
 from stille.evals.warehouse.stream import ATTRIBUTES, FrameTruth, Painter
 from stille.video import types
+from stille.video.model.store import WEIGHTS
 from stille.video.rules import load_rules
 
 SEED = 3
@@ -175,8 +176,9 @@ def test_lens_is_inverted() -> None:
 
 
 def test_sealed_seeds_follow_from_the_weights(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"weights")
-    (tmp_path / "b").write_bytes(b"weightS")
+    for name, content in (("a", b"weights"), ("b", b"weightS")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / WEIGHTS).write_bytes(content)
     seeds = sealed(tmp_path / "a", 60)
     assert len(set(seeds)) == 60
     assert min(seeds) >= LOWEST > max(DEVELOPMENT)

@@ -48,7 +48,7 @@ def command(
     rules: Annotated[Path, typer.Option("--rules", "-r", help="YAML file of zones and rules.")],
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="Folder that `stille train video` made. (default: the one in this package)"),
+        typer.Option("--model", "-m", help="Name or folder of a perception. (default: the package's)"),
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of events, evidence and state.")] = Path("watch"),
     device: Annotated[str, _option(SEEING, help="auto, cpu or cuda.")] = "auto",

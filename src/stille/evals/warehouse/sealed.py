@@ -10,22 +10,25 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+WEIGHTS = "model.safetensors"
+"""As `stille.video.model.store` names them, which needs torch to be imported."""
+
 DEVELOPMENT = tuple(range(100))
 """Seeds for everything else: looking, tests, tuning. Sealed ones are from `LOWEST` on."""
 
 LOWEST, SPAN = 1_000_000, 2**31 - 1_000_000
 
 
-def sealed(weights: Path, count: int) -> tuple[int, ...]:
+def sealed(model: Path, count: int) -> tuple[int, ...]:
     """Different seeds, in the order in which they are drawn: more of them begin with those of fewer.
 
     Args:
-        weights: file of the release's weights.
+        model: the release's folder.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: its weights cannot be read.
     """
-    key = hashlib.sha256(weights.read_bytes()).digest()
+    key = hashlib.sha256((model / WEIGHTS).read_bytes()).digest()
     seeds: dict[int, None] = {}
     number = 0
     while len(seeds) < count:

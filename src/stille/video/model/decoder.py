@@ -191,6 +191,7 @@ class Decoder(nn.Module):
     def __init__(self, config: StilleCamConfig):
         super().__init__()
         self.config, c = config, config.dim
+        self.alone = replace(config, pooled_frames=0, object_frames=0)
         self.propose = Proposals(config)
         self.fresh, self.carry = nn.Linear(c, c), nn.Linear(c, c)
         self.position = MLP(c, c, c)
@@ -218,7 +219,7 @@ class Decoder(nn.Module):
         """Objects, what the cells proposed, what is remembered from now on, and the queries that it took [B, K]."""
         config, given = self.config, recent
         if not config.history:
-            recent = Recent.empty(config, len(time_B), time_B.device, features[0].dtype)
+            recent = Recent.empty(self.alone, len(time_B), time_B.device, features[0].dtype)
         maps, coarse = [x.float().contiguous() for x in features], features[-1]
         cells = torch.cat([x.flatten(2) for x in features], 2).transpose(1, 2)
         said = self.propose(cells)
@@ -238,8 +239,6 @@ class Decoder(nn.Module):
         origin = torch.cat([nowhere.expand(-1, new), torch.where(held[..., 0], recent.index_BK, nowhere)], 1)
 
         kv, bias = self._memory(recent, time_B)
-        if not config.history:
-            kv, bias = kv[:, :0], bias[:, :, :0]
         said_by_layer = []
         for layer in self.layers:
             box = box.detach()

@@ -150,7 +150,7 @@ def look(
     frames = resized(clips.frame_BTHW3.flatten(0, 1), config.width, config.height)
     features = network.maps(frames)
     if not config.history:
-        none = Recent.empty(config, b * t, frames.device, network.dtype)
+        none = Recent.empty(config, 1, frames.device, network.dtype)  # the decoder does not look at it
         each, cells, _, _ = network.decoder(features, none, clips.time_BT.flatten())
         return Said.side_by_side(each, (b, t)), cells, features[1]
     maps = list(zip(*(x.unflatten(0, (b, t)).unbind(1) for x in features), strict=True))
