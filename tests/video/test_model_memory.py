@@ -174,7 +174,11 @@ def answer(kind: str, memory: Memory, decoder: IdentityDecoder, looks: torch.Ten
 
 
 def test_kinds_of_long_memory_agree_while_it_is_small():
-    few = remembered(SMALL, [[0, 1, 2, -1, -1]] * 3)  # three leaves, as many as a query reads
+    here = remembered(SMALL, [[0, 1, 2, -1, -1]] * 3)
+    none = answer("none", *here, time=5.0)
+    for kind in ("hsa", "dense", "window"):  # whom the last frames hold is not read once more
+        torch.testing.assert_close(answer(kind, *here, time=5.0), none)
+    few = remembered(SMALL, [[0, 1, 2, -1, -1]] * 3 + [[-1] * 5] * 3)  # three leaves, as many as a query reads
     hsa, dense, window, none = (answer(kind, *few, time=5.0) for kind in ("hsa", "dense", "window", "none"))
     torch.testing.assert_close(hsa, dense)
     torch.testing.assert_close(window, dense)
@@ -206,3 +210,28 @@ def test_an_object_is_found_by_its_looks_after_a_minute_and_more():
         mine = old.word[0, k] == k
         assert int(mine.sum()) == 30
         assert float(old.age[0, k][mine].min()) > 100
+
+
+def test_who_loses_a_word_takes_the_next_or_is_new():
+    def table() -> WordTable:
+        identity = torch.tensor([[7, 8, 9, -1, -1, -1]])
+        last = torch.where(identity >= 0, 1.0, -math.inf).double()
+        nothing = torch.zeros(1, 6, len(ATTRIBUTES))
+        return WordTable(identity, last, nothing, nothing.clone(), torch.tensor([10]))
+
+    def settled(*rows: list[float], score: float = 0.9) -> list[int]:
+        logits = torch.tensor([rows]).log()
+        count = len(rows)
+        kind, attribute = torch.zeros(1, count, dtype=torch.int64), torch.zeros(1, count, len(ATTRIBUTES))
+        time = torch.tensor([2.0], dtype=torch.float64)
+        found, _ = settle(table(), logits, torch.full((1, count), score), kind, attribute, time, 0.5, 0.7)
+        return found.identity_BK[0].tolist()
+
+    sure, rival = [0.9, 0.05, 0, 0, 0, 0, 0.05], [0.6, 0.3, 0, 0, 0, 0, 0.1]
+    assert settled(sure, rival) == settled(rival, sure)[::-1] == [7, 8]
+    third = [0.5, 0.25, 0.22, 0, 0, 0, 0.03]
+    assert settled(sure, rival, third) == [7, 8, 9]
+    assert settled(sure, [0.6, 0.1, 0, 0, 0, 0, 0.3]) == [7, 10]  # new is likelier than its second choice
+    assert settled(sure, [0.85, 0.1, 0, 0, 0, 0, 0.05]) == [7, 10]  # a second choice that is hardly likely
+    assert settled([0.1, 0.05, 0, 0, 0, 0, 0.05]) == [7]  # a first one may be
+    assert settled(sure, sure, score=0.6) == [7, NOBODY]  # not sure enough for an identity of its own

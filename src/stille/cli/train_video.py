@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     from stille.video.training import VideoTrainConfig
 
 EXAMPLES = examples(
-    ("stille train video --minutes 20 --out cam", "the model of the package, on one GPU"),
+    ("stille train video --minutes 20 --out cam", "a model that knows nothing before, on one GPU"),
     ("stille train video --preset tiny --steps 200 --out tiny --device cpu", "a small one, on a CPU"),
     ("stille train video --minutes 60 --out cam --batch 12 --detect-batch 24", "half the memory"),
-    ("stille train video --from stille-cam --out mine --recordings FOLDER", "on with it, on recordings of your own"),
+    (
+        "stille train video --from stille-cam --out mine --recordings FOLDER",
+        "on with the package's, on your films",
+    ),
     note="First it learns to detect, from many short clips; then identities, from long ones. Clips are rendered while "
     "it learns. The same command again goes on where the run was stopped. The model comes to lie in OUT/model.",
 )
@@ -35,17 +38,31 @@ def command(
     ctx: typer.Context,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run: checkpoints, metrics, the model.")],
     preset: Annotated[
-        str, typer.Option(help="base; coco: with a detector's backbone; tiny: small pictures, a small network.")
-    ] = "base",
+        str | None,
+        typer.Option(
+            help="base; coco: with a detector's backbone; tiny: small pictures, a small network. (default: as the "
+            "first --from, else base)"
+        ),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option("--config", help="JSON with fields of VideoTrainConfig; options go before it.")
     ] = None,
     start: Annotated[
-        str | None, _option(RUN, "--from", help="Name or folder of a model to begin with, of the same sizes.")
+        list[str] | None,
+        _option(
+            RUN,
+            "--from",
+            help="Name or folder of a model to begin with; of one with another backbone, all else. Several: in turn.",
+        ),
     ] = None,
     history: Annotated[
-        bool, _option(RUN, "--history/--no-history", help="Without: each frame looked at alone, then who is who.")
-    ] = True,
+        bool | None,
+        _option(
+            RUN,
+            "--history/--no-history",
+            help="Without: each frame looked at alone, then who is who. (default: as the first --from, else with)",
+        ),
+    ] = None,
     steps: Annotated[int | None, _option(RUN, help="Steps of the optimizer.")] = None,
     minutes: Annotated[float | None, _option(RUN, help="Wall-clock limit. (default: 20, or by --steps)")] = None,
     detect_share: Annotated[float, _option(RUN, help="Share of the run that learns to detect only.")] = 0.4,
@@ -78,23 +95,28 @@ def command(
     import torch
 
     from stille.errors import ConfigError
-    from stille.video.model import PRESETS, StilleCamNet, begin, flops_per_frame, save
+    from stille.video.model import PRESETS, StilleCamNet, begin, config_of, flops_per_frame, save
     from stille.video.scenes.ahead import Renderer
     from stille.video.training import train
     from stille.video.training.card import card, device_name, facts
     from stille.video.weights import find
 
-    if preset not in PRESETS:
+    if preset is not None and preset not in PRESETS:
         raise typer.BadParameter(f"preset {preset!r} is unknown; choose {' or '.join(PRESETS)}")
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device cuda was asked for, but there is none here.")
     place = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
     settings = _settings(ctx, config, place.type == "cuda")
-    sizes = dataclasses.replace(PRESETS[preset], history=history)
+    folders = [find(name) for name in start or ()]
+    sizes = PRESETS[preset or "base"]
+    if preset is None and folders:
+        sizes = dataclasses.replace(config_of(folders[0]), ranges={})
+    if history is not None:
+        sizes = dataclasses.replace(sizes, history=history)
     torch.manual_seed(settings.seed)
     network = StilleCamNet(sizes)
-    if start is not None:
-        begin(network, find(start))
+    for folder in folders:
+        begin(network, folder)
     flops = flops_per_frame(sizes)["total"] / 1e9
     typer.echo(
         f"{network.parameter_count:,} parameters, {flops:.2f} GFLOP per frame, on {device_name(place)}", err=True

@@ -9,7 +9,7 @@ from stille.video.model.camera import StilleCam, resized
 from stille.video.model.config import BASE, PRESETS, TINY, StilleCamConfig
 from stille.video.model.memory import with_long_memory
 from stille.video.model.network import StilleCamNet, flops_per_frame
-from stille.video.model.store import begin, load, save
+from stille.video.model.store import begin, config_of, load, save
 
 __all__ = [
     "BASE",
@@ -20,6 +20,7 @@ __all__ = [
     "StilleCamConfig",
     "StilleCamNet",
     "begin",
+    "config_of",
     "flops_per_frame",
     "load",
     "resized",

@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 
 from stille.video.errors import VideoError
 from stille.video.model import boxes, on_cpu, on_gpu, quantized
+from stille.video.model.decoder import Recent
 from stille.video.model.identity import Context
 from stille.video.model.memory import Memory, recall
 from stille.video.model.network import Objects, StilleCamNet
@@ -268,8 +269,11 @@ class StilleCam:
     def _step(self, maps: Sequence[Tensor], rows_B: Tensor, time_B: Tensor) -> tuple[Objects, Settled]:
         """One frame of each of the rows' cameras; what is remembered changes."""
         net, memory, config = self.network, self.memory, self.config
-        _, _, recent, objects = net.look(maps, memory.recent(rows_B), time_B)
-        memory.set_recent(rows_B, recent)
+        if config.history:
+            _, _, recent, objects = net.look(maps, memory.recent(rows_B), time_B)
+            memory.set_recent(rows_B, recent)
+        else:  # the decoder does not look at it
+            *_, objects = net.look(maps, Recent.empty(config, 1, self.device, self.dtype), time_B)
         objects = self._worth_knowing(objects)
         score = objects.presence_BK.sigmoid()
         shown = score >= config.shown

@@ -207,16 +207,30 @@ class Old:
 def recall(
     memory: Memory, rows_B: Tensor, query_BQC: Tensor, time_B: Tensor, config: StilleCamConfig
 ) -> tuple[Old | None, bool]:
-    """What objects read of the long memory, and whether each has its own."""
+    """What objects read of the long memory, and whether each has its own: tokens of those who are away.
+
+    Whom the last frames hold is known from there, as in training. Many more tokens of them would outweigh what speaks
+    for others, or for somebody new.
+    """
     if config.long_memory == "none":
         return None, False
     count, written = memory.count_RL[rows_B, :-1], memory.written_RL[rows_B, :-1]
+    lately = _seen_lately(memory, rows_B, config.words)
+    count, written = count.masked_fill(lately, 0), written.masked_fill(lately, NEVER)
     if config.long_memory == "hsa":
         leaf = choose(query_BQC, memory.sum_RLC[rows_B, :-1], count, config.heads, config.keep)
-        return _leaves(memory, rows_B[:, None, None], leaf, time_B[:, None, None]), True
+        return _leaves(memory, rows_B[:, None, None], leaf, count, time_B[:, None, None]), True
     keep = config.keep if config.long_memory == "window" else count.shape[1]
     leaf = written.argsort(1, descending=True)[:, :keep]
-    return _leaves(memory, rows_B[:, None], leaf, time_B[:, None]), False
+    return _leaves(memory, rows_B[:, None], leaf, count, time_B[:, None]), False
+
+
+def _seen_lately(memory: Memory, rows_B: Tensor, words: int) -> Tensor:
+    """bool [B, L], leaves of those whom the last frames hold."""
+    word, seen = memory.leaf_word_RL[rows_B, :-1], memory.seen_word_RFK[rows_B].flatten(1)
+    marks = torch.zeros(len(seen), words + 1, dtype=torch.bool, device=seen.device)
+    marks = marks.scatter(1, torch.where(seen >= 0, seen, words), True)
+    return marks[:, :words].gather(1, word.clamp(min=0)) & (word >= 0)
 
 
 def choose(query_BQC: Tensor, sum_BLC: Tensor, count_BL: Tensor, heads: int, keep: int) -> Tensor:
@@ -230,10 +244,11 @@ def choose(query_BQC: Tensor, sum_BLC: Tensor, count_BL: Tensor, heads: int, kee
     return score.masked_fill(~allowed[:, 0], -1.0).topk(keep, -1).indices
 
 
-def _leaves(memory: Memory, rows: Tensor, leaf: Tensor, time: Tensor) -> Old:
+def _leaves(memory: Memory, rows: Tensor, leaf: Tensor, count_BL: Tensor, time: Tensor) -> Old:
     at = rows, leaf
     size = memory.long_RLE2C.shape[2]
-    there = torch.arange(size, device=leaf.device) < memory.count_RL[at][..., None]
+    count = count_BL.gather(1, leaf.flatten(1)).view_as(leaf)
+    there = torch.arange(size, device=leaf.device) < count[..., None]
     word = torch.where(there, memory.leaf_word_RL[at][..., None], FREE)
     age = torch.where(there, time[..., None] - memory.long_time_RLE[at], 0.0)
     return Old(memory.long_RLE2C[at].flatten(-4, -3), word.flatten(-2), age.flatten(-2))

@@ -69,16 +69,29 @@ def load(folder: Path, **changes: Any) -> StilleCamNet:
     return network
 
 
+def config_of(folder: Path) -> StilleCamConfig:
+    """Of what `save` wrote.
+
+    Raises:
+        CheckpointError: not such a folder.
+    """
+    return StilleCamConfig.from_dict(_read(folder)[0])
+
+
 def begin(network: StilleCamNet, folder: Path) -> None:
-    """Give a network the weights of a folder: all of them, or a backbone's, if those are all that is there.
+    """Give a network the weights of a folder: all of them, but for a backbone of another shape; or a backbone's, if
+    those are all that is there.
 
     Raises:
         CheckpointError: not such a folder, or of other sizes.
     """
-    tensors = _read(folder)[1]
+    values, tensors = _read(folder)
     into: Any = network
     if all(name.startswith(BACKBONE) for name in tensors):
         into, tensors = network.backbone, {name.removeprefix(BACKBONE): x for name, x in tensors.items()}
+    elif values.get("backbone", "plain") != network.config.backbone:
+        tensors = {name: x for name, x in tensors.items() if not name.startswith(BACKBONE)}
+        tensors |= {BACKBONE + name: x for name, x in network.backbone.state_dict().items()}
     try:
         into.load_state_dict(tensors)
     except RuntimeError as error:

@@ -26,6 +26,12 @@ LASTING = torch.tensor([_SECONDS[name] for name in ATTRIBUTES])
 LOOKS = 4.0
 """Looks at an object that count as independent, however many there were."""
 
+LEAST = 0.2
+"""Probability from which a word may be an object's second choice or a later one."""
+
+ROUNDS = 4
+"""Of claiming words: in each, who lost a word claims its next one."""
+
 assert len(APPLIES) == len(KINDS)
 
 
@@ -68,8 +74,9 @@ def settle(
 ) -> tuple[Settled, WordTable]:
     """Give each object the word it most likely has, new ones a word that nobody in the frame has.
 
-    Of objects that claim one word the likeliest gets it, the others stay unsettled in this frame. New objects take the
-    words of those that were seen longest ago, free words first.
+    Of objects that claim one word the likeliest gets it, the others claim the next that is likelier than being new.
+    Who is left without is new as well. New objects take the words of those that were seen longest ago, free words
+    first.
 
     Args:
         logit_BKW: over words and "new".
@@ -77,19 +84,12 @@ def settle(
         shown, born: presence from which an object gets a word, or a new one.
     """
     words = table.identity_BW.shape[1]
-    likely, choice = logit_BKW.softmax(-1).max(-1)
-    old = (score_BK >= shown) & (choice < words)
-    named = choice[..., None] == torch.arange(words, device=choice.device)
-    claim = torch.where(old[..., None] & named, likely[..., None], -1.0)
-    best, winner = claim.max(1)  # by word: [B, W]
-    held = best >= 0
-    place = torch.arange(choice.shape[1], device=choice.device)
-    won = old & (winner.gather(1, choice.clamp(max=words - 1)) == place)
-    new = (choice == words) & (score_BK >= born)
+    word, held = _claimed(logit_BKW.softmax(-1), score_BK >= shown, words)
+    new = (word == NOBODY) & (score_BK >= max(shown, born))
     rank = torch.where(new, score_BK, -1.0).argsort(dim=1, descending=True, stable=True).argsort(1)
     longest_ago = table.last_BW.masked_fill(held, math.inf).argsort(dim=1, stable=True)
     fresh = longest_ago.gather(1, rank.clamp(max=words - 1))
-    word = torch.where(won, choice, torch.where(new, fresh, NOBODY))
+    word = torch.where(new, fresh, word)
 
     taken = _mark(word, new, words)
     number = table.next_B[:, None] + rank
@@ -111,6 +111,25 @@ def settle(
     identity_BK = torch.where(settled, identity.gather(1, at), NOBODY)
     after = WordTable(identity, last, evidence, weight, table.next_B + new.sum(1))
     return Settled(word, identity_BK, odds, taken), after
+
+
+def _claimed(likely_BKW: Tensor, may_BK: Tensor, words: int) -> tuple[Tensor, Tensor]:
+    """Words of objects, -1 for none, and bool [B, W], which are taken; as many steps whatever the values are."""
+    rival = likely_BKW[..., words:]
+    open_BKW = torch.where(may_BK[..., None] & (likely_BKW[..., :words] > rival), likely_BKW[..., :words], -1.0)
+    place = torch.arange(likely_BKW.shape[1], device=likely_BKW.device)
+    number = torch.arange(words, device=likely_BKW.device)
+    word = torch.full_like(may_BK, NOBODY, dtype=torch.int64)
+    for turn in range(ROUNDS):
+        likely, choice = open_BKW.max(-1)
+        claim = torch.where((choice[..., None] == number) & (likely >= 0)[..., None], likely[..., None], -1.0)
+        best, winner = claim.max(1)  # by word: [B, W]
+        won = (likely >= 0) & (winner.gather(1, choice) == place)
+        word = torch.where(won, choice, word)
+        open_BKW = open_BKW.masked_fill(won[..., None] | (best >= 0)[:, None], -1.0)
+        if turn == 0:
+            open_BKW = open_BKW.masked_fill(open_BKW < LEAST, -1.0)
+    return word, (word[..., None] == number).any(1)
 
 
 @cache
