@@ -4,7 +4,7 @@
     python benchmarks/video_model.py --json results.json
     python benchmarks/video_model.py --busy --rounds 1    # on a machine in use: a first idea, nothing is recorded
 
-Untrained weights of the base model, 640x352, random pictures; every camera's memory is filled, and all objects count as
+Untrained weights of the package's model, 640x352, random pictures; every camera's memory is filled, and all objects count as
 seen, so that nothing is skipped. Outputs are checked first: cameras together as each alone, streams as whole clips. On
 a CPU, times are processor seconds of one thread: a machine in use changes them less than the clock's.
 """
@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from stille.ledger import Record, measure, render_table, write
-from stille.video.model import BASE, StilleCam, StilleCamConfig, StilleCamNet, flops_per_frame, with_long_memory
+from stille.video.model import PRESETS, StilleCam, StilleCamConfig, StilleCamNet, flops_per_frame, with_long_memory
 from stille.video.model.camera import default_dtype
 from stille.video.model.config import LONG_MEMORIES
 from stille.video.scenes.clips import Clips
@@ -33,7 +33,8 @@ from stille.video.training.step import clip_loss, look
 from stille.video.types import ATTRIBUTES, Frame
 
 COMMAND = "python benchmarks/video_model.py"
-SEEN = replace(BASE, shown=0.0, born=0.0, carry=0.0)
+SHAPE = replace(PRESETS["coco"], history=False)  # of the weights in the package
+SEEN = replace(SHAPE, shown=0.0, born=0.0, carry=0.0)
 
 
 class Failure(Exception):
@@ -41,20 +42,18 @@ class Failure(Exception):
 
 
 def network(config: StilleCamConfig) -> StilleCamNet:
-    """Untrained, but with batch norms that know the pictures."""
+    """Untrained, but pictures reach the maps, and queries differ."""
     torch.manual_seed(0)
     net = StilleCamNet(config)
-    for module in net.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = 1.0
-    with torch.no_grad():
-        net.maps(torch.from_numpy(pictures(2, 0)))
-        torch.nn.init.normal_(net.decoder.presence.weight, std=0.1)
+    for module in net.backbone.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    torch.nn.init.normal_(net.decoder.presence.weight, std=0.1)
     return net.eval()
 
 
 def pictures(count: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (count, BASE.height, BASE.width, 3), np.uint8)
+    return np.random.default_rng(seed).integers(0, 256, (count, SHAPE.height, SHAPE.width, 3), np.uint8)
 
 
 def frames(cameras: int, step: int) -> list[Frame]:
@@ -202,7 +201,7 @@ def training(clips: int, length: int) -> list[Record]:
         return x
 
     torch.manual_seed(0)
-    net = StilleCamNet(BASE)
+    net = StilleCamNet(SHAPE)
     weights = {p.untyped_storage().data_ptr() for p in net.parameters()}
     alive = []  # so that no address is used twice
     hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: (alive.append(x), keep(x))[1], lambda x: x)
@@ -223,7 +222,7 @@ def _truth(b: int, t: int) -> Clips:
     m = 12
     box = torch.tensor([0.2, 0.2, 0.4, 0.6]).expand(b, t, m, 4) + 0.03 * torch.arange(m)[:, None]
     nan = torch.full((b, t, m, len(ATTRIBUTES)), torch.nan)
-    frame = torch.from_numpy(pictures(b * t, 0)).view(b, t, BASE.height, BASE.width, 3)
+    frame = torch.from_numpy(pictures(b * t, 0)).view(b, t, SHAPE.height, SHAPE.width, 3)
     return Clips(
         frame, torch.arange(t, dtype=torch.float64).expand(b, -1) / 5, torch.zeros(b, m, dtype=torch.int64), box,
         torch.ones(b, t, m), nan, torch.zeros(b, t, m, 2), torch.zeros(b, 0, 4), torch.zeros(b, t, 0),
@@ -241,8 +240,8 @@ def main() -> int:
     device = torch.device(options.device)
     torch.set_num_threads(1)
     batches = options.batches or ([1, 8, 64, 200] if device.type == "cuda" else [1, 4, 8])
-    flops = flops_per_frame(BASE)
-    print(f"{StilleCamNet(BASE).parameter_count:,} parameters; GFLOP per frame:", end=" ")
+    flops = flops_per_frame(SHAPE)
+    print(f"{StilleCamNet(SHAPE).parameter_count:,} parameters; GFLOP per frame:", end=" ")
     print(", ".join(f"{part} {value / 1e9:.2f}" for part, value in flops.items()), flush=True)
     try:
         check(device)

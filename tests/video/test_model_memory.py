@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from stille.kernels.hsa import HSAConfig, reference
 from stille.video.model import TINY
-from stille.video.model.identity import Context, IdentityDecoder
+from stille.video.model.identity import Context, IdentityDecoder, PlaceBias
 from stille.video.model.memory import Memory, choose, recall
 from stille.video.model.words import WordTable, settle
 from stille.video.types import ATTRIBUTES, KINDS, NOBODY
@@ -94,7 +94,8 @@ def test_the_long_memory_keeps_the_newest_leaves(steps):
         once = [w if w not in words[:i] else -1 for i, w in enumerate(words)]
         new = kv(OBJECTS, random)
         for late in (0.0, 0.1):  # the second is too early to be kept
-            memory.add_long(rows, new, torch.tensor([once]), torch.tensor([t + late], dtype=torch.float64), 0.5)
+            time = torch.tensor([t + late], dtype=torch.float64)
+            memory.add_long(rows, new, torch.tensor([once]), new[:, :, 0, :4].abs(), time, 0.5)
         fresh = []
         for k, word in enumerate(once):
             mine = [x for x in leaves if x["word"] == word and len(x["tokens"]) < SMALL.leaf]
@@ -113,6 +114,7 @@ def test_the_long_memory_keeps_the_newest_leaves(steps):
                 tokens = memory.long_RLE2C[1, i, :count]
                 held[tuple(tokens[:, 0, 0].tolist())] = int(memory.leaf_word_RL[1, i])
                 torch.testing.assert_close(memory.sum_RLC[1, i], tokens[:, 0].sum(0))
+                torch.testing.assert_close(memory.long_box_RLE4[1, i, :count], tokens[:, 0, :4].abs())
         want = {tuple(x[0, 0].item() for x in leaf["tokens"]): leaf["word"] for leaf in leaves}
         sure = {tuple(x[0, 0].item() for x in leaf["tokens"]) for leaf in leaves if leaf["written"] > last}
         assert sure <= held.keys() <= want.keys()  # among equally old ones any may go
@@ -143,15 +145,17 @@ def remembered(config, words: list[list[int]], step: float = 1.0) -> tuple[Memor
     """A memory that holds frames of objects with these words, each with looks of its own."""
     torch.manual_seed(5)
     decoder = IdentityDecoder(config).eval()
+    torch.nn.init.normal_(decoder.place.down.weight)  # as if it had learned
     looks = torch.randn(1, config.words, config.dim)
     memory, rows = Memory.empty(config, 1, CPU, torch.float32), torch.tensor([0])
     for t, frame in enumerate(words):
         word = torch.tensor([frame])
-        x, at = decoder.describe(looks[:, word[0]], torch.tensor([0.1, 0.1, 0.3, 0.4]).expand(1, len(frame), 4))
+        box = torch.tensor([0.1, 0.1, 0.3, 0.4]).expand(1, len(frame), 4)
+        x, at = decoder.describe(looks[:, word[0]], box)
         time = torch.tensor([t * step], dtype=torch.float64)
         remember = decoder.remember(x, at, word)
-        memory.add_seen(rows, remember, word, time)
-        memory.add_long(rows, remember, word, time, 0.5)
+        memory.add_seen(rows, remember, word, box, time)
+        memory.add_long(rows, remember, word, box, time, 0.5)
     return memory, decoder, looks
 
 
@@ -159,18 +163,21 @@ def remembered(config, words: list[list[int]], step: float = 1.0) -> tuple[Memor
 def answer(kind: str, memory: Memory, decoder: IdentityDecoder, looks: torch.Tensor, time: float) -> torch.Tensor:
     config = replace(SMALL, long_memory=kind)
     rows, now = torch.tensor([0]), torch.tensor([time], dtype=torch.float64)
-    x, at = decoder.describe(looks[:, :OBJECTS], torch.tensor([0.5, 0.5, 0.7, 0.8]).expand(1, OBJECTS, 4))
-    word = memory.seen_word_RFK[rows].flatten(1)
+    box = torch.tensor([0.5, 0.5, 0.7, 0.8]).expand(1, OBJECTS, 4)
+    x, at = decoder.describe(looks[:, :OBJECTS], box)
+    word, place = memory.seen_word_RFK[rows].flatten(1), memory.seen_box_RFK4[rows].flatten(1, 2)
     age = (now[:, None] - memory.seen_time_RF[rows]).repeat_interleave(OBJECTS, 1)
     age = torch.where(word >= 0, age, 0.0)
     shared = memory.seen_RFK2C[rows].flatten(1, 2)
     old, own = recall(memory, rows, decoder.query(x, at), now, config)
     if old is None:
-        return decoder(x, at, Context(shared, word, age[:, None]))
+        return decoder(x, at, box, Context(shared, word, place, age[:, None]))
     if own:
-        return decoder(x, at, Context(shared, word, age[:, None], None, old.kv, old.word, old.age))
-    kv, word, age = torch.cat([shared, old.kv], 1), torch.cat([word, old.word], 1), torch.cat([age, old.age], 1)
-    return decoder(x, at, Context(kv, word, age[:, None]))
+        context = Context(shared, word, place, age[:, None], None, old.kv, old.word, old.box, old.age)
+        return decoder(x, at, box, context)
+    pairs = (shared, old.kv), (word, old.word), (place, old.box), (age, old.age)
+    kv, word, place, age = (torch.cat(pair, 1) for pair in pairs)
+    return decoder(x, at, box, Context(kv, word, place, age[:, None]))
 
 
 def test_kinds_of_long_memory_agree_while_it_is_small():
@@ -191,6 +198,24 @@ def test_kinds_of_long_memory_agree_while_it_is_small():
     assert not torch.allclose(window, dense)
 
 
+@given(st.floats(0.2, 1.0), st.floats(-0.1, 0.1), st.floats(0.0, 100.0), st.integers(0, 2**32))
+@settings(max_examples=20, deadline=None)
+def test_what_places_say_is_the_same_near_and_far_from_a_camera(scale, shift, age, seed):
+    torch.manual_seed(seed)
+    place = PlaceBias(3, 640 / 352)
+    torch.nn.init.normal_(place.down.weight)
+    corner, size = torch.rand(2, 1, 5, 2), 0.1 + torch.rand(2, 1, 5, 2)
+    now, past = torch.cat([corner, corner + size], -1)
+    ages = torch.full((1, 5), age)
+    want = place(now, past, ages)
+    torch.testing.assert_close(place(scale * now + shift, scale * past + shift, ages), want, atol=1e-3, rtol=1e-3)
+    mirrored = [torch.stack([1 - x[..., 2], x[..., 1], 1 - x[..., 0], x[..., 3]], -1) for x in (now, past)]
+    torch.testing.assert_close(place(*mirrored, ages), want, atol=1e-3, rtol=1e-3)
+    everywhere = place(now[:, :, None], past[:, None], torch.zeros(1, 1, 1))
+    assert everywhere.shape == (1, 5, 5, 3)
+    assert everywhere.isfinite().all()
+
+
 def test_an_object_is_found_by_its_looks_after_a_minute_and_more():
     """Without training, keys made equal to queries: what a match looks like."""
     random = torch.Generator().manual_seed(2)
@@ -200,7 +225,8 @@ def test_an_object_is_found_by_its_looks_after_a_minute_and_more():
     for t in range(240):  # two minutes at two frames per second, five objects at a time
         word = torch.tensor([[(t // 30 * 5 + k) % 40 for k in range(OBJECTS)]])
         key = looks[word] + 0.3 * torch.randn(1, OBJECTS, config.dim, generator=random)
-        memory.add_long(rows, torch.stack([key, key], 2), word, torch.tensor([t / 2], dtype=torch.float64), 0.5)
+        time = torch.tensor([t / 2], dtype=torch.float64)
+        memory.add_long(rows, torch.stack([key, key], 2), word, torch.zeros(1, OBJECTS, 4), time, 0.5)
     query = 4 * looks[:OBJECTS][None]  # seen in the first 15 s only
     old, own = recall(memory, rows, query, torch.tensor([120.0], dtype=torch.float64), config)
     assert own

@@ -86,6 +86,15 @@ def test_a_stopped_run_goes_on_bit_by_bit(tmp_path):
         train(network(), source, replace(config, lr=0.1), tmp_path / "parts")
 
 
+def test_identities_can_be_all_that_is_learned(tmp_path):
+    before = network().state_dict()
+    config = quick(steps=2, learn="identity", batch=2, frames=3)
+    after = train(network(), partial(painted, size=SIZE), config, tmp_path).network.state_dict()
+    changed = {name for name, x in after.items() if not torch.equal(x, before[name])}
+    assert changed
+    assert {name.split(".")[0] for name in changed} == {"identity"}
+
+
 def test_checkpoints_come_by_the_clock(tmp_path):
     steps = []
     config = quick(steps=3, frames=1, micro_batch_frames=1, save_minutes=1e-9, keep=2, eval_clips=1)
@@ -167,8 +176,11 @@ def test_damage_exchanges_objects_of_a_frame_alone(seed, frames, objects):
     assert bool(((few < 5).sum(1) == min(5, objects)).all())
     assert bool((((few < 5) & ever).sum(1) == ever.sum(1).clamp(max=5)).all())  # those that are ever seen come first
     assert bool(((how.cut_B >= 1) & (how.gap_B >= 0) & (how.gap_B <= 120)).all())
-    again = drawn(14, occlusion=0, switch=0, gap=0)
+    assert not how.mixed_B[how.gap_B > 0].any()
+    again = drawn(14, occlusion=0, switch=0, gap=0, mixed=0)
     assert not again.hidden_BTM.any()
+    assert not again.mixed_B.any()
+    assert drawn(14, gap=0, mixed=1).mixed_B.all()
     assert not again.gap_B.any()
     torch.testing.assert_close(again.source_BTM, everyone)
 
@@ -225,6 +237,7 @@ def test_settings_out_of_range_are_told():
     cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({}, "steps, minutes or both"), ({"steps": 0}, "steps is 0"), ({"steps": 1, "frames": 0}, "frames is 0"),
         ({"steps": 1, "dtype": "fp16"}, "bf16"), ({"steps": 1, "switch": 1.5}, "switch is 1.5"),
+        ({"steps": 1, "learn": "kinds"}, "learn is 'kinds'"),
     )  # fmt: skip
     for wrong, told in cases:
         with pytest.raises(ConfigError, match=told):

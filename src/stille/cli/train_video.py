@@ -65,6 +65,7 @@ def command(
     ] = None,
     steps: Annotated[int | None, _option(RUN, help="Steps of the optimizer.")] = None,
     minutes: Annotated[float | None, _option(RUN, help="Wall-clock limit. (default: 20, or by --steps)")] = None,
+    learn: Annotated[str, _option(RUN, help="all, or identity: who is who alone, the rest stays.")] = "all",
     detect_share: Annotated[float, _option(RUN, help="Share of the run that learns to detect only.")] = 0.4,
     detect_batch: Annotated[int, _option(RUN, help="Clips of a step there.")] = 48,
     detect_frames: Annotated[int, _option(RUN, help="Frames of a clip there.")] = 4,

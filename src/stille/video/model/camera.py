@@ -249,8 +249,11 @@ class StilleCam:
             before = self._inside.get(camera, fit.inside)
             self._inside[camera] = fit.inside
             if before != fit.inside:
-                box_K4 = self.memory.box_RK4[self._rows[camera]]
+                row = self._rows[camera]
+                box_K4 = self.memory.box_RK4[row]
                 box_K4.copy_(boxes.to_centred(to_network(to_picture(boxes.to_corners(box_K4), before), fit.inside)))
+                for corners in (self.memory.seen_box_RFK4[row], self.memory.long_box_RLE4[row]):
+                    corners.copy_(to_network(to_picture(corners, before), fit.inside))
 
     def _row(self, camera: str) -> int:
         if camera not in self._rows:
@@ -280,7 +283,7 @@ class StilleCam:
         x, position = net.identity.describe(objects.token_BKC, objects.box_BK4)
         context = self._context(rows_B, net.identity.query(x, position), time_B)
         together = shown[:, None, None] | torch.eye(score.shape[1], dtype=torch.bool, device=shown.device)
-        logits = net.identity(x, position, context, together)
+        logits = net.identity(x, position, objects.box_BK4, context, together)
         table = WordTable(
             memory.identity_RW[rows_B], memory.last_RW[rows_B], memory.evidence_RWA[rows_B], memory.weight_RWA[rows_B],
             memory.next_R[rows_B],
@@ -296,9 +299,10 @@ class StilleCam:
         memory.evidence_RWA[rows_B], memory.weight_RWA[rows_B] = table.evidence_BWA, table.weight_BWA
         memory.forget_words(rows_B, settled.recycled_BW)
         kv = net.identity.remember(x, position, settled.word_BK)
-        memory.add_long(rows_B, kv, settled.word_BK, time_B, config.long_step)
+        memory.add_long(rows_B, kv, settled.word_BK, objects.box_BK4, time_B, config.long_step)
         left = config.carried - score.shape[1]
-        memory.add_seen(rows_B, pad(kv, (0, 0, 0, 0, 0, left)), pad(settled.word_BK, (0, left), value=NOBODY), time_B)
+        kv, box = pad(kv, (0, 0, 0, 0, 0, left)), pad(objects.box_BK4, (0, 0, 0, left))
+        memory.add_seen(rows_B, kv, pad(settled.word_BK, (0, left), value=NOBODY), box, time_B)
         return objects, settled
 
     def _worth_knowing(self, objects: Objects) -> Objects:
@@ -313,17 +317,17 @@ class StilleCam:
     def _context(self, rows_B: Tensor, query_BQC: Tensor, time_B: Tensor) -> Context:
         memory = self.memory
         kv = memory.seen_RFK2C[rows_B].flatten(1, 2)
-        word = memory.seen_word_RFK[rows_B].flatten(1)
+        word, box = memory.seen_word_RFK[rows_B].flatten(1), memory.seen_box_RFK4[rows_B].flatten(1, 2)
         age = (time_B[:, None] - memory.seen_time_RF[rows_B]).repeat_interleave(self.config.carried, 1)
         age = torch.where(word >= 0, age, 0.0)
         old, own = recall(memory, rows_B, query_BQC, time_B, self.config)
         if old is None:
-            return Context(kv, word, age[:, None])
+            return Context(kv, word, box, age[:, None])
         if own:
-            return Context(kv, word, age[:, None], None, old.kv, old.word, old.age)
-        return Context(
-            torch.cat([kv, old.kv], 1), torch.cat([word, old.word], 1), torch.cat([age, old.age], 1)[:, None]
-        )
+            return Context(kv, word, box, age[:, None], None, old.kv, old.word, old.box, old.age)
+        pairs = (kv, old.kv), (word, old.word), (box, old.box), (age, old.age)
+        kv, word, box, age = (torch.cat(pair, 1) for pair in pairs)
+        return Context(kv, word, box, age[:, None])
 
     def _look_at_slots(self, middle: Tensor, cameras: list[str], inside_B14: Tensor) -> list[Tensor]:
         """Probabilities, for each camera as many as it has slots."""

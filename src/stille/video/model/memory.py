@@ -35,8 +35,9 @@ class Memory:
     """
     Attributes:
         token_RKC .. object_time_RF: see `Recent`.
-        seen_RFK2C, seen_word_RFK, seen_time_RF: identity keys and values of the last frames, their words (-1: none).
-        long_RLE2C, long_time_RLE: the long memory, and when its tokens were seen.
+        seen_RFK2C, seen_word_RFK, seen_box_RFK4, seen_time_RF: identity keys and values of the last frames, their words
+            (-1: none), and boxes (corners).
+        long_RLE2C, long_box_RLE4, long_time_RLE: the long memory, where its tokens were seen, and when.
         count_RL, leaf_word_RL, written_RL: tokens of a leaf, its word (-1: empty), when it was last written to.
         sum_RLC: sums of a leaf's keys.
         stored_R: when the long memory was last written to.
@@ -56,8 +57,10 @@ class Memory:
     object_time_RF: Tensor
     seen_RFK2C: Tensor
     seen_word_RFK: Tensor
+    seen_box_RFK4: Tensor
     seen_time_RF: Tensor
     long_RLE2C: Tensor
+    long_box_RLE4: Tensor
     long_time_RLE: Tensor
     count_RL: Tensor
     leaf_word_RL: Tensor
@@ -84,8 +87,10 @@ class Memory:
             **dict(zip(RECENT, vars_of(Recent.empty(config, rows, device, dtype)), strict=True)),
             seen_RFK2C=full(0, dtype, f, k, 2, c),
             seen_word_RFK=full(FREE, i64, f, k),
+            seen_box_RFK4=full(0, f32, f, k, 4),
             seen_time_RF=full(NEVER, f64, f),
             long_RLE2C=full(0, dtype, leaves, config.leaf, 2, c),
+            long_box_RLE4=full(0, f32, leaves, config.leaf, 4),
             long_time_RLE=full(NEVER, f64, leaves, config.leaf),
             count_RL=full(0, i64, leaves),
             leaf_word_RL=full(FREE, i64, leaves),
@@ -163,13 +168,16 @@ class Memory:
         self.count_RL[rows_B] = self.count_RL[rows_B].masked_fill(empty, 0)
         self.written_RL[rows_B] = self.written_RL[rows_B].masked_fill(empty, NEVER)
 
-    def add_seen(self, rows_B: Tensor, kv_BK2C: Tensor, word_BK: Tensor, time_B: Tensor) -> None:
+    def add_seen(self, rows_B: Tensor, kv_BK2C: Tensor, word_BK: Tensor, box_BK4: Tensor, time_B: Tensor) -> None:
         """A frame's objects; the oldest frame's go."""
-        for name, new in (("seen_RFK2C", kv_BK2C), ("seen_word_RFK", word_BK), ("seen_time_RF", time_B)):
+        given = {"seen_RFK2C": kv_BK2C, "seen_word_RFK": word_BK, "seen_box_RFK4": box_BK4, "seen_time_RF": time_B}
+        for name, new in given.items():
             held = getattr(self, name)
             held[rows_B] = torch.cat([held[rows_B][:, 1:], new[:, None]], 1)
 
-    def add_long(self, rows_B: Tensor, kv_BK2C: Tensor, word_BK: Tensor, time_B: Tensor, step: float) -> None:
+    def add_long(
+        self, rows_B: Tensor, kv_BK2C: Tensor, word_BK: Tensor, box_BK4: Tensor, time_B: Tensor, step: float
+    ) -> None:
         """The same into long memory, for the cameras where the last time was `step` seconds ago."""
         trash = self.count_RL.shape[1] - 1
         if trash == 0:
@@ -188,6 +196,7 @@ class Memory:
         leaf = torch.where(want, leaf, trash)
         at, key = (rows_B[:, None], leaf), kv_BK2C[:, :, 0].float()
         self.long_RLE2C[(*at, slot)] = kv_BK2C
+        self.long_box_RLE4[(*at, slot)] = box_BK4
         self.long_time_RLE[(*at, slot)] = time_B[:, None].expand_as(leaf)
         self.sum_RLC[at] = torch.where(has[..., None], self.sum_RLC[at], 0) + key
         self.count_RL[at] = torch.where(want, slot + 1, 0)
@@ -197,10 +206,12 @@ class Memory:
 
 @dataclass(slots=True)
 class Old:
-    """Tokens out of the long memory. [B, X, 2, C], [B, X] and [B, X], or [B, Q, X ..] where each object has its own."""
+    """Tokens out of the long memory: [B, X, 2, C], [B, X], [B, X, 4] and [B, X], or [B, Q, X ..] where each object has
+    its own."""
 
     kv: Tensor
     word: Tensor
+    box: Tensor
     age: Tensor
 
 
@@ -251,7 +262,8 @@ def _leaves(memory: Memory, rows: Tensor, leaf: Tensor, count_BL: Tensor, time: 
     there = torch.arange(size, device=leaf.device) < count[..., None]
     word = torch.where(there, memory.leaf_word_RL[at][..., None], FREE)
     age = torch.where(there, time[..., None] - memory.long_time_RLE[at], 0.0)
-    return Old(memory.long_RLE2C[at].flatten(-4, -3), word.flatten(-2), age.flatten(-2))
+    box = memory.long_box_RLE4[at].flatten(-3, -2)
+    return Old(memory.long_RLE2C[at].flatten(-4, -3), word.flatten(-2), box, age.flatten(-2))
 
 
 def with_long_memory(config: StilleCamConfig, kind: str) -> StilleCamConfig:

@@ -36,7 +36,8 @@ class VideoTrainConfig:
 
     Attributes:
         steps: of the optimizer; minutes: wall-clock limit, by which the schedule ends. One of them or both.
-        detect_share: of the run, that learns to detect only.
+        learn: "all", or "identity": who is who alone, the rest of the network stays as it is.
+        detect_share: of the run, that learns to detect only; none if identities are all that is learned.
         detect_batch, detect_frames: clips of a step there, and their length.
         batch, frames: the same once identities are learned.
         micro_batch_frames: pictures that are computed at once; more are taken in turns. 0: all.
@@ -52,6 +53,8 @@ class VideoTrainConfig:
         visible: share of an object that has to be seen for it to count; less is neither asked for nor forbidden.
         occlusion, switch, gap: chances that trajectories are hidden for a while, that two past objects of a frame are
             exchanged, and that a clip's beginning is made up to `longest_gap` seconds older.
+        rename: chance that an object has another word from some frame on.
+        mixed: chance that a clip's objects look more or less like others, so that places have to tell who is who.
         seed: of weights, clips and all else.
         save_minutes, keep: time between checkpoints, and how many stay.
         log_every: steps between metrics; eval_every: steps between evaluations, 0: at the end only; eval_clips: of one.
@@ -63,6 +66,7 @@ class VideoTrainConfig:
 
     steps: int | None = None
     minutes: float | None = None
+    learn: str = "all"
     detect_share: float = 0.4
     detect_batch: int = 48
     detect_frames: int = 4
@@ -85,6 +89,8 @@ class VideoTrainConfig:
     occlusion: float = 0.5
     switch: float = 0.25
     gap: float = 0.5
+    rename: float = 0.3
+    mixed: float = 0.5
     longest_gap: float = 120.0
     seed: int = 0
     save_minutes: float = 1.0
@@ -104,9 +110,21 @@ class VideoTrainConfig:
         for name in ("detect_batch", "detect_frames", "batch", "frames", "truncate", "keep", "log_every", "repeats"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}: expected 1 or more")
-        for name in ("detect_share", "backbone_lr", "occlusion", "switch", "gap", "visible", "recordings_share"):
+        for name in (
+            "detect_share",
+            "backbone_lr",
+            "occlusion",
+            "switch",
+            "gap",
+            "mixed",
+            "rename",
+            "visible",
+            "recordings_share",
+        ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}: expected 0 to 1")
+        if self.learn not in ("all", "identity"):
+            raise ConfigError(f"learn is {self.learn!r}: expected 'all' or 'identity'")
         if not 0 <= self.ema < 1:
             raise ConfigError(f"ema is {self.ema}: expected 0 or more, below 1")
         if self.dtype not in ("bf16", "fp32"):

@@ -112,10 +112,12 @@ class _Run:
         self.network, self.source, self.config = network.to(device), source, config
         self.out, self.device, self.on_step = out, device, on_step
         self.averaged = copy.deepcopy(self.network).eval().requires_grad_(False)
+        if config.learn == "identity":
+            self.network.requires_grad_(False)
+            self.network.identity.requires_grad_(True)
         self.optimizer = _optimizer(self.network, config)
         self.identity = json.dumps({"config": config.identity(), "model": network.config.to_dict()}, sort_keys=True)
         self.step, self.pictures, self.seconds_before, self.finished = 0, 0, 0.0, False
-        self.detected_for = 0.0  # share of the run at which identities began
         self.last: dict[str, Any] = {}
         self.told = 0.0, 0  # seconds and pictures at the last line of metrics
         if recordings is not None and device.type == "cuda":
@@ -130,6 +132,10 @@ class _Run:
         if self.compiled:
             for layer in self.network.decoder.layers:
                 layer.compile(dynamic=False)
+
+    @property
+    def detect_share(self) -> float:
+        return 0.0 if self.config.learn == "identity" else self.config.detect_share
 
     @property
     def seconds(self) -> float:
@@ -235,13 +241,15 @@ class _Run:
     def _one_step(self, progress: float) -> Callable[[], dict[str, float]]:
         """One update; returns what makes its metrics, which waits for the device."""
         config = self.config
-        identities, phase = progress >= config.detect_share, self._phase(progress)
+        identities, phase = progress >= self.detect_share, self._phase(progress)
         count, length = phase
         most = max(1, int(min(count * length, self.at_once)) // length)
         at_once = max(n for n in range(1, most + 1) if count % n == 0)  # all parts are of one shape
         random = torch.Generator().manual_seed(config.seed * (1 << 20) + self.step)
         clips = self.feed.take(self.step, phase)
         self.network.train()
+        if config.learn == "identity":
+            self.network.backbone.eval()  # batch norms stay as well
         facts, total = torch.zeros((), device=self.device), None
         for begin in range(0, count, at_once):
             part, share = rows(clips, slice(begin, begin + at_once)), at_once / count
@@ -285,7 +293,7 @@ class _Run:
 
     def _phase(self, progress: float) -> Phase:
         config = self.config
-        if progress < config.detect_share:
+        if progress < self.detect_share:
             return Phase(config.detect_batch, config.detect_frames)
         return Phase(config.batch, config.frames)
 
@@ -350,6 +358,8 @@ def _optimizer(network: StilleCamNet, config: VideoTrainConfig) -> torch.optim.A
     """Matrices decay, the rest (norms, biases, tables) does not; the backbone may learn more slowly."""
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
         groups.setdefault((name.startswith("backbone."), parameter.ndim > 1), []).append(parameter)
     return torch.optim.AdamW(
         [

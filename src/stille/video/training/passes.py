@@ -64,7 +64,7 @@ class Passes:
 
     def __init__(self, network: StilleCamNet, config: VideoTrainConfig, device: torch.device):
         self.network, self.config, self.device = network, config, device
-        self.parameters = list(network.parameters())
+        self.parameters = [p for p in network.parameters() if p.requires_grad]
         self.graphs = config.graphs and device.type == "cuda"
         self.kernel = device.type == "cuda"
         self.names: list[str] = []
