@@ -4,9 +4,9 @@
     python benchmarks/video_model.py --json results.json
     python benchmarks/video_model.py --busy --rounds 1    # on a machine in use: a first idea, nothing is recorded
 
-Untrained weights of the package's model, 640x352, random pictures; every camera's memory is filled, and all objects count as
-seen, so that nothing is skipped. Outputs are checked first: cameras together as each alone, streams as whole clips. On
-a CPU, times are processor seconds of one thread: a machine in use changes them less than the clock's.
+The package's model untrained, 640x352, random pictures; every camera's memory is filled, and all objects count as seen,
+so that nothing is skipped. Outputs are checked first: cameras together as each alone, streams as whole clips. On a CPU,
+times are processor seconds of one thread: a machine in use changes them less than the clock's.
 """
 
 import argparse

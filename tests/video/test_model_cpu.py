@@ -86,7 +86,7 @@ class _All(StilleCam):
 
 
 def test_objects_that_get_no_identity_are_not_missed():
-    config = replace(SMALL, shown=0.2, born=0.25)
+    config = replace(SMALL, shown=0.3, born=0.35)
     few, all_ = StilleCam(awake(config, 3), dtype=torch.float32), _All(awake(config, 3), dtype=torch.float32)
     most = []
     for i in range(8):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from stille.video.errors import VideoError
-from stille.video.model import boxes, on_cpu, on_gpu, quantized
+from stille.video.model import boxes, on_cpu, on_gpu, quantized, results
+from stille.video.model.compiled import Compiled
 from stille.video.model.decoder import Recent
 from stille.video.model.identity import Context
 from stille.video.model.memory import Memory, recall
@@ -26,18 +27,6 @@ AT_ONCE = 64
 """Most pictures that go through the backbone together."""
 INSIDE, WHOLE = "inside_4", (0.0, 0.0, 1.0, 1.0)
 """In a camera's state: where its picture lies in the network's, see `Fit.inside`; and if it fills that."""
-
-
-@dataclass(slots=True)
-class _Result:
-    """Of one frame: objects that are shown."""
-
-    box_N4: np.ndarray
-    kind_N: np.ndarray
-    score_N: np.ndarray
-    identity_N: np.ndarray
-    attribute_NA: np.ndarray
-    slot_S: np.ndarray
 
 
 class StilleCam:
@@ -57,6 +46,8 @@ class StilleCam:
             the configuration has the ranges of its activations.
         graphs: whether batches are filled up to few sizes, each of which is one CUDA graph on a GPU. It has been tried
             on CPUs only, where there are no graphs, so it has to be asked for.
+        compile: whether a GPU computes by `torch.compile`, which takes a minute or two at the first frame; where that
+            fails, it goes on without.
 
     Raises:
         VideoError: 8 bits that this device, or this model without ranges, cannot compute in.
@@ -69,6 +60,7 @@ class StilleCam:
         dtype: torch.dtype | None = None,
         int8: bool | None = None,
         graphs: bool = False,
+        compile: bool = False,
     ):
         self.device = torch.device(device)
         can = self.device.type == "cpu" and quantized.supported() and bool(network.config.ranges)
@@ -88,8 +80,17 @@ class StilleCam:
         self.network = network.to(self.device, self.dtype)
         if self.device.type == "cpu":
             on_cpu.adapt(self.network)
+        else:
+            on_gpu.adapt(self.network)
         self.memory = Memory.empty(self.config, 1, self.device, self.dtype)
-        self._rooms = on_gpu.Rooms(self._whole, self.device, size) if graphs else None
+        self._compute: Any = self.network.maps if self._int8 is None else self._int8
+        self._find, self._identify = self._found, self._identified
+        compile = compile and self.device.type == "cuda"
+        if compile:
+            self._compute, self._find = Compiled(self.network.maps), Compiled(self._found)
+            self._identify = Compiled(self._identified, lambda: self.memory.tensors().values())
+        # A batch of one would be compiled by itself.
+        self._rooms = on_gpu.Rooms(self._whole, self.device, size, least=2 if compile else 1) if graphs else None
         self._rows: dict[str, int] = {}
         self._inside: dict[str, tuple[float, ...]] = {}  # where each camera's last picture lay in the network's
         self._next: dict[str, Tensor] = {}  # first identities of cameras that left and may come back
@@ -116,7 +117,7 @@ class StilleCam:
                     "picture, x0 < x1, y0 < y1"
                 )
         boxes = torch.tensor([list(box) for box in slots.values()], dtype=torch.float32).view(-1, 4)
-        self._slots[camera] = list(slots), boxes.to(self.device)
+        self._slots[camera] = list(slots), boxes
 
     @torch.inference_mode()
     def forget(self, camera: str) -> None:
@@ -184,76 +185,67 @@ class StilleCam:
             return []
         fits = [fitted(frame.size, (self.config.width, self.config.height)) for frame in frames]
         turns = _turns(frames)
-        arguments = [self._arguments([frames[i] for i in turn], [fits[i] for i in turn], turn) for turn in turns]
+        told = [[self._told(frames[i], fits[i]) for i in turn] for turn in turns]  # makes room in memory for all
         if self._rooms is not None and len(turns) == 1:
             room = self._rooms.room(len(frames))
             if room is not None:
-                found = self._see_in(self._rooms, room, frames, fits, arguments[0])
-                return [self._seen(frame, result) for frame, result in zip(frames, found, strict=True)]
+                return self._see_in(self._rooms, room, frames, fits, told[0])
         features = self._maps([frame.image_HW3 for frame in frames], fits)
-        results: dict[int, _Result] = {}
-        for turn, (at, rows, time, inside) in zip(turns, arguments, strict=True):
-            cameras = [frames[i].camera for i in turn]
-            self._move(cameras, [fits[i] for i in turn])
+        seen: dict[int, Seen] = {}
+        for turn, rows in zip(turns, told, strict=True):
+            shown = [frames[i] for i in turn]
+            self._move(shown, [fits[i] for i in turn])
+            at = uploaded(torch.tensor(turn), self.device)
             maps = features if len(turns) == 1 else [x.permute(0, 2, 3, 1)[at].permute(0, 3, 1, 2) for x in features]
-            if self.device.type == "cpu":
-                maps = [x.as_subclass(on_cpu.Map) for x in maps]
-            objects, settled = self._step(maps, rows, time)
-            slots = self._look_at_slots(maps[1], cameras, inside)
-            for i, result in zip(turn, self._results(*self._numbers(objects, settled, inside), slots), strict=True):
-                results[i] = result
-        return [self._seen(frame, results[i]) for i, frame in enumerate(frames)]
+            rows_B, time_B, inside = on_gpu.untold(uploaded(on_gpu.told(rows, len(rows)), self.device))
+            number = results.numbers(*self._step(self._as_read(maps), rows_B, time_B), inside)
+            seen |= zip(turn, self._told_back(shown, number, maps[1], inside), strict=True)
+        return [seen[i] for i in range(len(frames))]
 
     def _see_in(
-        self, rooms: on_gpu.Rooms, room: on_gpu.Room, frames: Sequence[Frame], fits: list[Fit], arguments: Any
-    ) -> list[_Result]:
+        self, rooms: on_gpu.Rooms, room: on_gpu.Room, frames: Sequence[Frame], fits: list[Fit], told: list[Any]
+    ) -> list[Seen]:
         """All at once, in a batch of a size that was seen before."""
-        _, rows_B, time_B, inside = arguments
-        count, cameras = len(frames), [frame.camera for frame in frames]
-        self._move(cameras, fits)
+        count = len(frames)
         for i in range(0, count, AT_ONCE):
-            part = letterboxed(
-                [frame.image_HW3 for frame in frames[i : i + AT_ONCE]], fits[i : i + AT_ONCE], self.device
-            )
-            room.picture_BHW3[i : i + len(part)] = part
-        room.row_B[:count], room.time_B[:count], room.inside_B14[:count] = rows_B, time_B, inside
-        room.row_B[count:] = on_gpu.SPARE
-        flat, whole, middle = rooms.run(room)
-        return self._results(flat[:count], whole[:count], self._look_at_slots(middle[:count], cameras, inside))
+            part = slice(i, min(i + AT_ONCE, count))
+            letterboxed([frame.image_HW3 for frame in frames[part]], fits[part], self.device, room.picture_BHW3[part])
+        self._move(frames, fits)
+        room.told_B6.copy_(uploaded(on_gpu.told(told, len(room.told_B6)), self.device))
+        number, middle = rooms.run(room)
+        inside = on_gpu.untold(room.told_B6)[2]
+        return self._told_back(frames, number[:count], middle[:count], inside[:count])
 
-    def _whole(self, picture_BHW3: Tensor, rows_B: Tensor, time_B: Tensor, inside: Tensor) -> tuple[Tensor, ...]:
-        """From pictures of the network's size to the numbers of `_results`, and the middle map: all on the device."""
-        compute = self.network.maps if self._int8 is None else self._int8
-        parts = [compute(part) for part in picture_BHW3.split(AT_ONCE)]
-        maps = [torch.cat(part) if len(parts) > 1 else part[0] for part in zip(*parts, strict=True)]
-        if self.device.type == "cpu":
-            maps = [x.as_subclass(on_cpu.Map) for x in maps]
-        return *self._numbers(*self._step(maps, rows_B, time_B), inside), maps[1]
+    def _whole(self, picture_BHW3: Tensor, told_B6: Tensor) -> tuple[Tensor, ...]:
+        """From pictures of the network's size to `results.numbers`, and the middle map: all on the device."""
+        rows_B, time_B, inside = on_gpu.untold(told_B6)
+        parts = [self._compute(part) for part in picture_BHW3.chunk(-(-len(picture_BHW3) // AT_ONCE))]
+        maps = self._as_read(_joined(parts))
+        return results.numbers(*self._step(maps, rows_B, time_B), inside), maps[1]
 
-    def _arguments(self, frames: list[Frame], fits: list[Fit], turn: list[int]) -> tuple[Tensor, ...]:
-        """Of a turn, on the device: positions among all frames, rows of memory, times, and `Fit.inside` [B, 1, 4]."""
-        rows = [self._row(frame.camera) for frame in frames]
-        times = torch.tensor([frame.time for frame in frames], dtype=torch.float64)
-        inside = torch.tensor([fit.inside for fit in fits])[:, None]
-        return tuple(uploaded(x, self.device) for x in (torch.tensor(turn), torch.tensor(rows), times, inside))
+    def _told(self, frame: Frame, fit: Fit) -> tuple[float, ...]:
+        """See `on_gpu.TOLD`."""
+        return self._row(frame.camera), frame.time, *fit.inside
 
     def _maps(self, images: list[Any], fits: list[Fit]) -> list[Tensor]:
-        compute = self.network.maps if self._int8 is None else self._int8
-        parts = range(0, len(images), AT_ONCE)
-        maps = [compute(letterboxed(images[i : i + AT_ONCE], fits[i : i + AT_ONCE], self.device)) for i in parts]
-        return [torch.cat(parts) if len(maps) > 1 else parts[0] for parts in zip(*maps, strict=True)]
+        parts = [slice(i, i + AT_ONCE) for i in range(0, len(images), AT_ONCE)]
+        return _joined([self._compute(letterboxed(images[part], fits[part], self.device)) for part in parts])
 
-    def _move(self, cameras: list[str], fits: list[Fit]) -> None:
+    def _as_read(self, maps: list[Tensor]) -> list[Tensor]:
+        return [x.as_subclass(on_cpu.Map) for x in maps] if self.device.type == "cpu" else maps
+
+    def _move(self, frames: Sequence[Frame], fits: list[Fit]) -> None:
         """Take along what is carried on of cameras whose pictures lie elsewhere in the network's than before."""
-        for camera, fit in zip(cameras, fits, strict=True):
-            before = self._inside.get(camera, fit.inside)
-            self._inside[camera] = fit.inside
-            if before != fit.inside:
-                row = self._rows[camera]
+        for frame, fit in zip(frames, fits, strict=True):
+            inside = fit.inside
+            before = self._inside.get(frame.camera, inside)
+            self._inside[frame.camera] = inside
+            if before != inside:
+                row = self._rows[frame.camera]
                 box_K4 = self.memory.box_RK4[row]
-                box_K4.copy_(boxes.to_centred(to_network(to_picture(boxes.to_corners(box_K4), before), fit.inside)))
+                box_K4.copy_(boxes.to_centred(to_network(to_picture(boxes.to_corners(box_K4), before), inside)))
                 for corners in (self.memory.seen_box_RFK4[row], self.memory.long_box_RLE4[row]):
-                    corners.copy_(to_network(to_picture(corners, before), fit.inside))
+                    corners.copy_(to_network(to_picture(corners, before), inside))
 
     def _row(self, camera: str) -> int:
         if camera not in self._rows:
@@ -271,19 +263,15 @@ class StilleCam:
 
     def _step(self, maps: Sequence[Tensor], rows_B: Tensor, time_B: Tensor) -> tuple[Objects, Settled]:
         """One frame of each of the rows' cameras; what is remembered changes."""
-        net, memory, config = self.network, self.memory, self.config
+        memory, config = self.memory, self.config
         if config.history:
-            _, _, recent, objects = net.look(maps, memory.recent(rows_B), time_B)
+            _, _, recent, objects = self.network.look(maps, memory.recent(rows_B), time_B)
             memory.set_recent(rows_B, recent)
-        else:  # the decoder does not look at it
-            *_, objects = net.look(maps, Recent.empty(config, 1, self.device, self.dtype), time_B)
+        else:
+            objects = Objects(*self._find(maps, time_B))
         objects = self._worth_knowing(objects)
         score = objects.presence_BK.sigmoid()
-        shown = score >= config.shown
-        x, position = net.identity.describe(objects.token_BKC, objects.box_BK4)
-        context = self._context(rows_B, net.identity.query(x, position), time_B)
-        together = shown[:, None, None] | torch.eye(score.shape[1], dtype=torch.bool, device=shown.device)
-        logits = net.identity(x, position, objects.box_BK4, context, together)
+        x, position, logits = self._identify(objects.token_BKC, objects.box_BK4, score, rows_B, time_B)
         table = WordTable(
             memory.identity_RW[rows_B], memory.last_RW[rows_B], memory.evidence_RWA[rows_B], memory.weight_RWA[rows_B],
             memory.next_R[rows_B],
@@ -298,12 +286,28 @@ class StilleCam:
         )
         memory.evidence_RWA[rows_B], memory.weight_RWA[rows_B] = table.evidence_BWA, table.weight_BWA
         memory.forget_words(rows_B, settled.recycled_BW)
-        kv = net.identity.remember(x, position, settled.word_BK)
+        kv = self.network.identity.remember(x, position, settled.word_BK)
         memory.add_long(rows_B, kv, settled.word_BK, objects.box_BK4, time_B, config.long_step)
         left = config.carried - score.shape[1]
         kv, box = pad(kv, (0, 0, 0, 0, 0, left)), pad(objects.box_BK4, (0, 0, 0, left))
         memory.add_seen(rows_B, kv, pad(settled.word_BK, (0, left), value=NOBODY), box, time_B)
         return objects, settled
+
+    def _found(self, maps: Sequence[Tensor], time_B: Tensor) -> tuple[Tensor, ...]:
+        """`Objects`, without the frames before; changes nothing, as `torch.compile` likes it."""
+        nothing = Recent.empty(self.config, 1, self.device, self.dtype)  # the decoder does not look at it
+        objects = self.network.look(maps, nothing, time_B)[-1]
+        return objects.token_BKC, objects.box_BK4, objects.presence_BK, objects.kind_BKG, objects.attribute_BKA
+
+    def _identified(
+        self, token_BKC: Tensor, box_BK4: Tensor, score_BK: Tensor, rows_B: Tensor, time_B: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Descriptions of objects, where they are, and logits over words; changes nothing."""
+        identity, shown = self.network.identity, score_BK >= self.config.shown
+        x, position = identity.describe(token_BKC, box_BK4)
+        context = self._context(rows_B, identity.query(x, position), time_B)
+        together = shown[:, None, None] | torch.eye(score_BK.shape[1], dtype=torch.bool, device=shown.device)
+        return x, position, identity(x, position, box_BK4, context, together)
 
     def _worth_knowing(self, objects: Objects) -> Objects:
         """On a CPU, where sizes may vary, without the last ones if they get no identity in any of the cameras."""
@@ -321,56 +325,25 @@ class StilleCam:
         age = (time_B[:, None] - memory.seen_time_RF[rows_B]).repeat_interleave(self.config.carried, 1)
         age = torch.where(word >= 0, age, 0.0)
         old, own = recall(memory, rows_B, query_BQC, time_B, self.config)
+        doubt = self.config.doubt
         if old is None:
             return Context(kv, word, box, age[:, None])
         if own:
-            return Context(kv, word, box, age[:, None], None, old.kv, old.word, old.box, old.age)
+            return Context(kv, word, box, age[:, None], None, old.kv, old.word, old.box, old.age, doubt=doubt)
+        assert isinstance(old.kv, Tensor)
         pairs = (kv, old.kv), (word, old.word), (box, old.box), (age, old.age)
         kv, word, box, age = (torch.cat(pair, 1) for pair in pairs)
-        return Context(kv, word, box, age[:, None])
+        return Context(kv, word, box, age[:, None], old=old.word.shape[1], doubt=doubt)
 
-    def _look_at_slots(self, middle: Tensor, cameras: list[str], inside_B14: Tensor) -> list[Tensor]:
-        """Probabilities, for each camera as many as it has slots."""
-        boxes = [self._slots[name][1] if name in self._slots else None for name in cameras]
-        most = max((len(box) for box in boxes if box is not None), default=0)
-        if most == 0:
-            return [torch.zeros(0)] * len(cameras)
-        padded = torch.zeros(len(cameras), most, 4, device=self.device)
-        for row, box in enumerate(boxes):
-            if box is not None:
-                padded[row, : len(box)] = box
-        found = self.network.slots(middle, to_network(padded, inside_B14)).sigmoid().cpu()
-        return [row[: 0 if box is None else len(box)] for row, box in zip(found, boxes, strict=True)]
-
-    def _numbers(self, objects: Objects, settled: Settled, inside_B14: Tensor) -> tuple[Tensor, Tensor]:
-        """Float32 [B, K, 5 + A]: boxes, presence, attributes; int64 [B, K, 2]: kinds, identities."""
-        score, box = objects.presence_BK.sigmoid(), to_picture(objects.box_BK4, inside_B14).clamp(0, 1)
-        flat = torch.cat([box, score[..., None], settled.attribute_BKA], -1).float()
-        return flat, torch.stack([objects.kind_BKG.argmax(-1), settled.identity_BK], -1)
-
-    def _results(self, flat_BKX: Tensor, whole_BK2: Tensor, slots: list[Tensor]) -> list[_Result]:
-        """Of `_numbers`."""
-        flat, whole = flat_BKX.cpu().numpy(), whole_BK2.cpu().numpy()
-        results = []
-        for number, identity, slot in zip(flat, whole, slots, strict=True):
-            on = (number[:, 4] >= self.config.shown) & (number[:, 2:4] > number[:, :2]).all(
-                1
-            )  # not in the border alone
-            number, identity = number[on], identity[on]
-            results.append(
-                _Result(number[:, :4], identity[:, 0], number[:, 4], identity[:, 1], number[:, 5:], slot.numpy())
-            )
-        return results
-
-    def _seen(self, frame: Frame, found: _Result) -> Seen:
-        wide, high = frame.size
-        names = self._slots[frame.camera][0] if frame.camera in self._slots else []
-        box = found.box_N4 * np.array([wide, high, wide, high], np.float32)
-        slots = {name: float(p) for name, p in zip(names, found.slot_S, strict=True)}
-        return Seen(
-            frame.camera, frame.index, frame.time, frame.size, box, found.kind_N, found.score_N, found.identity_N,
-            found.attribute_NA, slots,
-        )  # fmt: skip
+    def _told_back(self, frames: Sequence[Frame], number: Tensor, middle: Tensor, inside_B14: Tensor) -> list[Seen]:
+        """Of `results.numbers`, with rack slots; what the device computes is waited for once."""
+        parts = [number]
+        boxes = results.slot_boxes(self._slots, [frame.camera for frame in frames])
+        if boxes is not None:
+            where = to_network(uploaded(boxes, self.device), inside_B14)
+            parts.append(self.network.slots(middle, where).sigmoid())
+        numbers, *slot = results.fetched(parts)
+        return results.seen(frames, numbers, slot[0] if slot else None, self._slots, self.config.shown)
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
@@ -389,6 +362,11 @@ def _multiplies_bf16() -> bool:
     """Whether the processor has AVX512-BF16 or AMX, beyond being able to convert."""
     found = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(found()) if found is not None else False
+
+
+def _joined(parts: list[Any]) -> list[Tensor]:
+    """Maps of some pictures after each other."""
+    return [torch.cat(maps) if len(parts) > 1 else maps[0] for maps in zip(*parts, strict=True)]
 
 
 def _turns(frames: Sequence[Frame]) -> list[list[int]]:

@@ -39,6 +39,8 @@ class StilleCamConfig:
         long_tokens, leaf: size of the long memory, and of its blocks: tokens of one identity each.
         keep: leaves that a query reads.
         long_step: seconds between two tokens of an object in the long memory.
+        doubt: what is taken off the logits of the long memory: it holds many that an object is not, far more than in
+            training.
         shown: presence from which an object is reported.
         born: presence from which it may get an identity of its own.
         ranges: largest activations of the backbone's convolutions, for computing in 8 bits (see
@@ -72,6 +74,7 @@ class StilleCamConfig:
     leaf: int = 16
     keep: int = 8
     long_step: float = 0.5
+    doubt: float = 3.0
     shown: float = 0.4
     born: float = 0.6
     ranges: Mapping[str, float] = field(default_factory=dict, hash=False)

@@ -132,7 +132,8 @@ class Proposals(nn.Module):
         self.stride_N2: Tensor
 
     def forward(self, cell_BNC: Tensor) -> Proposed:
-        presence, kind, shift, size = self.head(cell_BNC).float().split([1, len(KINDS), 2, 2], -1)
+        said = self.head(cell_BNC)[..., : 1 + len(KINDS) + 4]  # on a GPU there are some more
+        presence, kind, shift, size = said.float().split([1, len(KINDS), 2, 2], -1)
         centre, half = self.centre_N2 + shift * self.stride_N2, size.clamp(-4, 4).exp() * self.stride_N2 / 2
         return Proposed(presence.squeeze(-1), kind, torch.cat([centre - half, centre + half], -1))
 
@@ -192,6 +193,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config, c = config, config.dim
         self.alone = replace(config, pooled_frames=0, object_frames=0)
+        self.copies = True  # of maps, in float32 and channel by channel, as `grid_sample` reads them
         self.propose = Proposals(config)
         self.fresh, self.carry = nn.Linear(c, c), nn.Linear(c, c)
         self.position = MLP(c, c, c)
@@ -220,8 +222,8 @@ class Decoder(nn.Module):
         config, given = self.config, recent
         if not config.history:
             recent = Recent.empty(self.alone, len(time_B), time_B.device, features[0].dtype)
-        maps, coarse = [x.float().contiguous() for x in features], features[-1]
-        cells = torch.cat([x.flatten(2) for x in features], 2).transpose(1, 2)
+        maps = [x.float().contiguous() for x in features] if self.copies else list(features)
+        cells, coarse = torch.cat([x.flatten(2).transpose(1, 2) for x in features], 1), features[-1]
         said = self.propose(cells)
         held = recent.score_BK >= config.carry
         shapes: Any = [tuple(m.shape[2:]) for m in maps]

@@ -20,6 +20,7 @@ from torch.nn.functional import gelu, linear
 from stille.video.model import boxes
 from stille.video.model.attention import BUCKETS, MLP, SHORTEST, AgeBias, SelfAttention, split
 from stille.video.model.config import StilleCamConfig
+from stille.video.model.kernels import Leaves, Tokens
 
 NEVER = -torch.inf
 PLACE_WIDTH = 32
@@ -40,7 +41,10 @@ class Context:
         age_BQJ: seconds, or [B, 1, J].
         visible_BQJ: bool, what each object may read; None: all.
         each: of so many objects in turn, ages and what may be read are the same: those have 1/each of the sizes.
-        own_kv_BQI2C, own_word_BQI, own_box_BQI4, own_age_BQI: of what each object reads alone; None: nothing.
+        own_kv_BQI2C, own_word_BQI, own_box_BQI4, own_age_BQI: of what each object reads alone, or the leaves that it is
+            in; None: nothing.
+        old: so many of the last of J come out of the long memory, as does what each object reads alone.
+        doubt: what is taken off the logits of those.
     """
 
     def __init__(
@@ -50,16 +54,19 @@ class Context:
         box_BJ4: Tensor,
         age_BQJ: Tensor,
         visible_BQJ: Tensor | None = None,
-        own_kv_BQI2C: Tensor | None = None,
+        own_kv_BQI2C: Tensor | Leaves | None = None,
         own_word_BQI: Tensor | None = None,
         own_box_BQI4: Tensor | None = None,
         own_age_BQI: Tensor | None = None,
         each: int = 1,
+        old: int = 0,
+        doubt: float = 0.0,
     ):
         self.k_BJC, self.v_BJC = kv_BJ2C.unbind(2)
         self.word_BQJ, self.box_BJ4, self.age_BQJ = word_BJ[:, None], box_BJ4, age_BQJ
-        self.own, self.own_word_BQI = own_kv_BQI2C, own_word_BQI
-        self.own_box_BQI4, self.own_age_BQI = own_box_BQI4, own_age_BQI
+        self.own = Tokens(own_kv_BQI2C) if isinstance(own_kv_BQI2C, Tensor) else own_kv_BQI2C
+        self.own_word_BQI, self.own_box_BQI4, self.own_age_BQI = own_word_BQI, own_box_BQI4, own_age_BQI
+        self.old, self.doubt = old, doubt
         self.each = each
         counts = self.word_BQJ >= 0
         self.counts_BQJ = counts if visible_BQJ is None else counts & _spread(visible_BQJ, each)
@@ -81,16 +88,16 @@ class Context:
         q = split(q_BQC, heads) * (q_BQC.shape[-1] // heads) ** -0.5
         found = (q @ split(self.k_BJC.to(q.dtype), heads).transpose(2, 3)).float()
         found = found + _spread(age(self.age_BQJ).permute(0, 3, 1, 2), self.each) + near[0][:, which]
+        if self.old:
+            found = torch.cat([found[..., : -self.old], found[..., -self.old :] - self.doubt], -1)
         found = found.masked_fill(~self.counts_BQJ[:, None], NEVER)
         if self.own is None:
             return found
         assert self.own_age_BQI is not None
         assert self.own_word_BQI is not None
         assert near[1] is not None
-        k = self.own[:, :, :, 0].to(q.dtype).unflatten(-1, (heads, -1))
-        mine = torch.einsum("bhqd,bqihd->bhqi", q, k).float() + age(self.own_age_BQI).permute(0, 3, 1, 2)
-        mine = (mine + near[1][:, which]).masked_fill((self.own_word_BQI < 0)[:, None], NEVER)
-        return torch.cat([found, mine], -1)
+        mine = self.own.logits(q) + age(self.own_age_BQI).permute(0, 3, 1, 2) + near[1][:, which] - self.doubt
+        return torch.cat([found, mine.masked_fill((self.own_word_BQI < 0)[:, None], NEVER)], -1)
 
     def values(self, weight_BhQX: Tensor) -> Tensor:
         """[B, Q, C], for weights over J + I."""
@@ -98,8 +105,7 @@ class Context:
         v = split(self.v_BJC, heads)
         out = weight_BhQX[..., :j].to(v.dtype) @ v
         if self.own is not None:
-            mine = self.own[:, :, :, 1].unflatten(-1, (heads, -1))
-            out = out + torch.einsum("bhqi,bqihd->bhqd", weight_BhQX[..., j:].to(v.dtype), mine)
+            out = out + self.own.values(weight_BhQX[..., j:])
         return out.transpose(1, 2).flatten(2)
 
     def words(self, q: int) -> Tensor:

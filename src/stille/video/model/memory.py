@@ -19,9 +19,11 @@ from torch import Tensor
 
 from stille.kernels.hsa.reference import shares
 from stille.video.errors import VideoError
+from stille.video.model import kernels
 from stille.video.model.attention import split
 from stille.video.model.config import StilleCamConfig
 from stille.video.model.decoder import Recent, vars_of
+from stille.video.model.kernels import Leaves
 from stille.video.types import ATTRIBUTES
 
 NEVER = -math.inf
@@ -110,21 +112,21 @@ class Memory:
 
     @property
     def bytes_per_camera(self) -> int:
-        return sum(x.nbytes for x in self._tensors().values()) // max(1, self.rows)
+        return sum(x.nbytes for x in self.tensors().values()) // max(1, self.rows)
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def row(self, row: int) -> dict[str, Tensor]:
         """A camera's state, on the CPU."""
-        return {name: x[row].detach().cpu().clone() for name, x in self._tensors().items()}
+        return {name: x[row].detach().cpu().clone() for name, x in self.tensors().items()}
 
     def check(self, state: dict[str, Tensor]) -> None:
         """
         Raises:
             VideoError: a state of another model.
         """
-        own = self._tensors()
+        own = self.tensors()
 
         def fits(name: str) -> bool:
             return name in state and (state[name].shape, state[name].dtype) == (own[name].shape[1:], own[name].dtype)
@@ -138,7 +140,7 @@ class Memory:
 
     def set_row(self, row: int, state: dict[str, Tensor]) -> None:
         """Put a state in the place of a camera's."""
-        for name, x in self._tensors().items():
+        for name, x in self.tensors().items():
             x[row] = state[name].to(x.device)
 
     def reset(self, row: int, config: StilleCamConfig) -> None:
@@ -148,7 +150,7 @@ class Memory:
     def grown(self, config: StilleCamConfig, rows: int) -> Memory:
         """With so many rows more."""
         more = Memory.empty(config, rows, self.token_RKC.device, self.token_RKC.dtype)
-        return Memory(*(torch.cat([x, getattr(more, name)]) for name, x in self._tensors().items()))
+        return Memory(*(torch.cat([x, getattr(more, name)]) for name, x in self.tensors().items()))
 
     def recent(self, rows_B: Tensor) -> Recent:
         """What the decoder reads."""
@@ -207,9 +209,9 @@ class Memory:
 @dataclass(slots=True)
 class Old:
     """Tokens out of the long memory: [B, X, 2, C], [B, X], [B, X, 4] and [B, X], or [B, Q, X ..] where each object has
-    its own."""
+    its own; on a GPU those are left where they are."""
 
-    kv: Tensor
+    kv: Tensor | Leaves
     word: Tensor
     box: Tensor
     age: Tensor
@@ -263,7 +265,12 @@ def _leaves(memory: Memory, rows: Tensor, leaf: Tensor, count_BL: Tensor, time: 
     word = torch.where(there, memory.leaf_word_RL[at][..., None], FREE)
     age = torch.where(there, time[..., None] - memory.long_time_RLE[at], 0.0)
     box = memory.long_box_RLE4[at].flatten(-3, -2)
-    return Old(memory.long_RLE2C[at].flatten(-4, -3), word.flatten(-2), box, age.flatten(-2))
+    kv: Tensor | Leaves
+    if leaf.ndim == 3 and kernels.usable(memory.long_RLE2C):
+        kv = Leaves(memory.long_RLE2C, rows.flatten(), leaf, count)
+    else:
+        kv = memory.long_RLE2C[at].flatten(-4, -3)
+    return Old(kv, word.flatten(-2), box, age.flatten(-2))
 
 
 def with_long_memory(config: StilleCamConfig, kind: str) -> StilleCamConfig:

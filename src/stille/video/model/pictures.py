@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
+
+from stille.video.model import kernels
 
 GREY = 114  # the mean that the network takes off: as zero as what convolutions pad with
 ALIKE = 1 / 32
@@ -34,6 +37,7 @@ class Fit:
         return self.left / width, self.top / height, self.wide / width, self.high / height
 
 
+@lru_cache(maxsize=1024)
 def fitted(size: tuple[int, int], whole: tuple[int, int]) -> Fit:
     """A picture of `size` (width, height) in the middle of a network's of size `whole`."""
     scale = whole[0] / size[0], whole[1] / size[1]
@@ -62,19 +66,35 @@ def uploaded(image: Any, device: torch.device) -> Tensor:
     To a GPU through pinned memory, without waiting: torch keeps the memory that it pinned until the copy is done, and
     who pinned it himself (`pin_for_cuda`) must leave it alone until `StilleCam.see` returns, which waits for all.
     """
+    return _ready(image, device).to(device, non_blocking=True)
+
+
+def _ready(image: Any, device: torch.device) -> Tensor:
+    """A tensor that the device can copy from by itself."""
     if not isinstance(image, Tensor):
         image = torch.from_numpy(np.require(image, requirements=("C", "W")))
-    if device.type != "cuda" or image.is_cuda:
-        return image.to(device)
-    return (image if image.is_pinned() else image.pin_memory()).to(device, non_blocking=True)
+    return image if device.type != "cuda" or image.is_cuda or image.is_pinned() else image.pin_memory()
 
 
-def letterboxed(images: Sequence[Any], fits: Sequence[Fit], device: torch.device) -> Tensor:
+def letterboxed(
+    images: Sequence[Any], fits: Sequence[Fit], device: torch.device, into_NHW3: Tensor | None = None
+) -> Tensor:
     """uint8 [N, height, width, 3] on the device, of uint8 [H, W, 3] arrays and tensors; see `uploaded`.
 
     On a GPU pictures of one size are scaled by one call.
+
+    Args:
+        into_NHW3: where they are written to, on the device.
     """
     width, height = fits[0].whole
+    if into_NHW3 is not None or kernels.usable(torch.empty(0, device=device)):
+        shape = len(images), height, width, 3
+        out = torch.empty(shape, dtype=torch.uint8, device=device) if into_NHW3 is None else into_NHW3
+        if kernels.usable(out):
+            _by_kernel(images, fits, out)
+        else:
+            out.copy_(letterboxed(images, fits, device))
+        return out
     parts: dict[Any, list[int]] = {}
     for i, image in enumerate(images):
         parts.setdefault(tuple(image.shape) if device.type == "cuda" else i, []).append(i)
@@ -90,6 +110,24 @@ def letterboxed(images: Sequence[Any], fits: Sequence[Fit], device: torch.device
                 out[i] = GREY
             out[i, fit.top : fit.top + fit.high, fit.left : fit.left + fit.wide] = one_HW3
     return out
+
+
+def _by_kernel(images: Sequence[Any], fits: Sequence[Fit], out_NHW3: Tensor) -> None:
+    """Straight into its place what fits as it is, the rest by one kernel for each size."""
+    device, whole = out_NHW3.device, tuple(out_NHW3.shape[1:])
+    parts: dict[Any, list[int]] = {}
+    for i, image in enumerate(images):
+        parts.setdefault(tuple(image.shape), []).append(i)
+    for i in parts.pop(whole, []):
+        out_NHW3[i].copy_(_ready(images[i], device), non_blocking=True)
+    places = torch.tensor([i for at in parts.values() for i in at], dtype=torch.int64)
+    where = uploaded(places, device) if parts else places
+    for (high, wide, _), at in parts.items():
+        raw = torch.empty(len(at), high, wide, 3, dtype=torch.uint8, device=device)
+        for one, i in zip(raw, at, strict=True):
+            one.copy_(_ready(images[i], device), non_blocking=True)
+        here, where = where.split([len(at), len(where) - len(at)])
+        kernels.letterbox(raw, here, out_NHW3, fits[at[0]], GREY)
 
 
 def resized(frame_NHW3: Tensor, width: int, height: int) -> Tensor:

@@ -34,8 +34,8 @@ class Damage:
     Attributes:
         hidden_BTM: bool, as if the object had not been seen.
         source_BTM: whose looks a past object has, itself or another one of its frame.
-        word_BM: of each object; from the number of words on, it has none. then_BM: what it is called from frame `from_B`
-            on.
+        word_BM: of each object; from the number of words on, it has none.
+        then_BM, from_B: what it is called from which frame on.
         mixed_B: share of others' looks in an object's; other_BTM: whose, a number among all of the batch.
         cut_B: first frame of the second part; gap_B: seconds before it, 0 for none; mirror_B: whether what moves is
             then elsewhere.
