@@ -1,12 +1,13 @@
 """How many cameras one machine carries, decoding, perception, rules and events included, and what ends first.
 
-    python benchmarks/video_cameras.py --cameras 50 100 150 200 --shards 4 --workers 3 --json results.json   # a GPU
+    python benchmarks/video_cameras.py --cameras 50 100 150 200 --shards 4 --workers 3 --graphs --compile   # a GPU
     python benchmarks/video_cameras.py --cameras 2 4 --preset tiny --seconds 5 --fps 5                       # a CPU
 
 Cameras are H.264 files of a painted warehouse whose packets come in real time, each when its frame has been taken, in
 phases at random. They are shared out to `--shards` processes, each a whole `Pipeline`: `--workers` processes that
 decode and check the pictures, perception with all its cameras in one batch, a `Desk` with four rules and a file of
 events. More cameras are added live from level to level, until one fails; a level is measured after a time to settle.
+Shards that share a GPU want NVIDIA's MPS (`nvidia-cuda-mps-control -d`): else their work takes turns.
 Latency is from when a frame was taken until the desk is done with it. Of the network only the time counts here, so
 untrained weights will do: the threshold of what is shown is then set so that six objects are seen in a frame.
 """
@@ -46,6 +47,7 @@ class Task:
     workers: int
     batch: int
     graphs: bool
+    compile: bool
     out: Path
 
 
@@ -123,7 +125,7 @@ def make_cam(task: Task) -> Any:
     from stille.video.model import StilleCam, load
 
     network = load(task.model) if task.model else make_net(task.film, task.preset, task.device, task.fps)
-    return StilleCam(network, task.device, graphs=task.graphs)
+    return StilleCam(network, task.device, graphs=task.graphs, compile=task.compile)
 
 
 def rules_of(names: list[str]) -> Any:
@@ -162,7 +164,7 @@ def shard(task: Task, orders: Connection) -> None:
 
     torch.set_num_threads(1)
     cam = Counted(make_cam(task))
-    cam.cam.warm()
+    cam.cam.warm(len(task.names))
     desk = Desk(rules_of(task.names), Sinks([Lane(JsonLines(task.out))]))
     late: list[float] = []
     over = threading.Event()
@@ -297,7 +299,7 @@ def run(options: argparse.Namespace, film: Path, folder: Path) -> list[Outcome]:
         here, there = context.Pipe()
         task = Task(
             film, names[i :: options.shards], options.model, options.preset, options.device, options.fps,
-            options.workers, options.batch, options.graphs, folder / f"events-{i}.jsonl",
+            options.workers, options.batch, options.graphs, options.compile, folder / f"events-{i}.jsonl",
         )  # fmt: skip
         process = context.Process(target=shard, args=(task, there))
         process.start()
@@ -399,10 +401,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=1, help="decoding processes of a shard; 0: threads")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--graphs", action="store_true", help="batches of few sizes, each a CUDA graph")
+    parser.add_argument("--compile", action="store_true", help="torch.compile; the first start takes minutes")
     parser.add_argument("--fps", type=int, default=30)
     parser.add_argument("--size", choices=SIZES, default="360p")
     parser.add_argument("--model", type=Path, help="folder of trained weights")
-    parser.add_argument("--preset", choices=("base", "tiny"), default="base", help="of untrained weights")
+    parser.add_argument("--preset", choices=("base", "coco", "tiny"), default="base", help="of untrained weights")
     parser.add_argument("--device", choices=("cpu", "cuda"))
     parser.add_argument("--film", type=Path, help="instead of a painted one; painted there if there is none")
     return parser.parse_args()

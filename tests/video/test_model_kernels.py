@@ -82,8 +82,8 @@ def test_leaves_are_read_where_they_are(seed, sizes, half):
     torch.testing.assert_close(leaves.values(weight), plain.values(weight), **close)
 
 
-@settings(max_examples=12, deadline=None)
-@given(st.tuples(*[st.integers(1, 90)] * 2), st.sampled_from([(64, 32), (32, 64)]), st.integers(0, 99))
+@settings(max_examples=6, deadline=None)
+@given(st.tuples(*[st.integers(1, 60)] * 2), st.sampled_from([(32, 16), (16, 32)]), st.integers(0, 99))
 def test_pictures_are_scaled_as_torch_scales_them(size, whole, seed):
     images = [noise(seed, *size), noise(seed, *whole), noise(seed + 1, *size)]
     fits = [fitted((image.shape[1], image.shape[0]), whole) for image in images]
@@ -118,10 +118,10 @@ def test_a_camera_with_kernels_sees_the_same(config, everywhere, monkeypatch):
                     np.testing.assert_allclose(a.box_N4, b.box_N4, atol=2e-2)
                     np.testing.assert_allclose(a.score_N, b.score_N, atol=2e-3)
                     some += len(a)
-    assert some > 20
+    assert some > 10
 
 
-def test_compilation_is_of_all_batches_at_once_and_may_fail(everywhere, monkeypatch, caplog):
+def test_compilation_is_of_all_batches_at_once_and_may_fail(monkeypatch, caplog):
     made = []
 
     def backend(graph, inputs):
@@ -130,16 +130,21 @@ def test_compilation_is_of_all_batches_at_once_and_may_fail(everywhere, monkeypa
 
     compile = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function: compile(function, backend=backend, fullgraph=True))
-    cam = StilleCam(awake(COCO, 3), DEVICE, torch.float32, graphs=True)
-    find = Compiled(cam._found)
-    with torch.inference_mode():
-        for count in (3, 2):
-            maps = cam._as_read(cam._compute(torch.zeros(count, 64, 96, 3, dtype=torch.uint8, device=DEVICE)))
-            time = torch.zeros(count, dtype=torch.float64, device=DEVICE)
-            torch.testing.assert_close(find(maps, time), cam._found(maps, time))
+
+    def plain(maps: list[torch.Tensor], more: torch.Tensor) -> torch.Tensor:
+        return torch.cat([*maps, more]).sum(1)
+
+    def compare(count: int) -> None:
+        given = [torch.randn(count, 4), torch.randn(count, 4)], torch.randn(count, 4)
+        torch.testing.assert_close(found(*given), plain(*given))
+
+    found = Compiled(plain)
+    for count in (9, 8, 11, 3):
+        compare(count)
     assert len(made) == 1
     assert "going on without" not in caplog.text
-    find._compiled = lambda *_: 1 / 0
-    with torch.inference_mode():
-        torch.testing.assert_close(find(maps, time), cam._found(maps, time))
+    found._compiled = lambda *_: 1 / 0
+    compare(3)
+    assert "going on without" not in caplog.text  # small batches are not compiled
+    compare(9)
     assert "going on without" in caplog.text

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from stille.video.errors import VideoError
-from stille.video.model import boxes, on_cpu, on_gpu, quantized, results
+from stille.video.model import boxes, compiled, on_cpu, on_gpu, quantized, results
 from stille.video.model.compiled import Compiled
 from stille.video.model.decoder import Recent
 from stille.video.model.identity import Context
@@ -89,8 +89,8 @@ class StilleCam:
         if compile:
             self._compute, self._find = Compiled(self.network.maps), Compiled(self._found)
             self._identify = Compiled(self._identified, lambda: self.memory.tensors().values())
-        # A batch of one would be compiled by itself.
-        self._rooms = on_gpu.Rooms(self._whole, self.device, size, least=2 if compile else 1) if graphs else None
+        least = compiled.LEAST if compile else 1
+        self._rooms = on_gpu.Rooms(self._whole, self.device, size, least) if graphs else None
         self._rows: dict[str, int] = {}
         self._inside: dict[str, tuple[float, ...]] = {}  # where each camera's last picture lay in the network's
         self._next: dict[str, Tensor] = {}  # first identities of cameras that left and may come back
@@ -154,10 +154,14 @@ class StilleCam:
         self._inside[camera] = tuple(state[INSIDE].tolist()) if INSIDE in state else WHOLE
 
     def warm(self, cameras: int = 1) -> None:
-        """See an empty frame of so many cameras at once, so that later ones take no longer than usual."""
+        """See an empty frame of so many cameras at once, and of fewer where sizes of batches matter, so that later ones
+        take no longer than usual."""
         names = [f"\0warm{i}" for i in range(cameras)]
         image = np.zeros((self.config.height, self.config.width, 3), np.uint8)
-        self.see([Frame(name, 0, 0.0, 0.0, image) for name in names])
+        frames = [Frame(name, 0, 0.0, 0.0, image) for name in names]
+        self.see(frames)
+        for size in self._rooms.sizes(cameras) if self._rooms is not None else ():
+            self.see(frames[:size])
         for name in names:
             self.forget(name)
             self._next.pop(name)

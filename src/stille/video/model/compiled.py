@@ -11,6 +11,9 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
+LEAST = 8
+"""Of a batch that is computed so: those of one or two would be compiled once more, each by itself."""
+
 
 class Compiled:
     """A function of tensors, and lists of them, whose first axis is one batch.
@@ -24,9 +27,10 @@ class Compiled:
         self._compiled: Callable[..., Any] | None = torch.compile(function)
 
     def __call__(self, *arguments: Any) -> Any:
-        if self._compiled is not None:
+        given = _tensors(arguments)
+        if self._compiled is not None and len(given[0]) >= LEAST:
             try:
-                for x in (*_tensors(arguments), *self._held()):
+                for x in (*given, *self._held()):
                     torch._dynamo.maybe_mark_dynamic(x, 0)
                 return self._compiled(*arguments)
             except Exception:

@@ -79,6 +79,10 @@ class Rooms:
             self._rooms[size] = self._made(size)
         return self._rooms[size]
 
+    def sizes(self, most: int) -> list[int]:
+        """Of batches of up to so many pictures, the smaller ones first."""
+        return [size for size in ROOMS if self._least <= size <= most]
+
     def run(self, room: Room) -> tuple[Tensor, ...]:
         """What comes out, to be read before the next run of any room."""
         if room.graph is None:
