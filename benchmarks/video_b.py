@@ -207,7 +207,8 @@ def main() -> int:
         return 0
     with ProcessPoolExecutor(options.workers) as pool:
         if begun_with("events", options):
-            settings = settings_of(options, pool) if begun_with("tune", options) else DEFAULTS
+            options.searched = begun_with("tune", options) or (options.cache / "settings.json").exists()
+            settings = settings_of(options, pool) if options.searched else DEFAULTS
             sides = {side: list(pool.map(judge, jobs_of("events", options, one))) for side, one in settings.items()}
             hours = sum(one.end - one.begin for one in sides["ours"]) / 3600
             tell(f"{len(sides['ours'])} cameras, {hours:.2f} camera-hours, {end - time.monotonic():.0f} s left")

@@ -43,7 +43,8 @@ def track_records(
     about = where(options, len(sides["ours"]), hours)
     scores = {side: tracking_score(judged) for side, judged in sides.items()}
     ours, strong = scores["ours"], scores["strong"]
-    tuning = f"Settings searched on other, open seeds: {_settings(settings)}."
+    tuning = f"Settings {'searched on other, open seeds' if options.searched else 'of both by default'}: "
+    tuning += f"{_settings(settings)}."
     how = (
         f"All kinds, in sequences of {SEQUENCE_S:.0f} s, by TrackEval 1.3.0; kinds match themselves only, objects of "
         "which under a quarter is seen are neither asked for nor wrong. "
@@ -113,7 +114,8 @@ def event_records(
         record(
             "accuracy", right["ours"], "%", right["strong"], "value >= 94",
             f"Balanced accuracy over cameras, 10-s windows and rules, generator B (synthetic). Mean over rules "
-            f"{means['ours']:.1f} (baseline {means['strong']:.1f}); confidence thresholds searched on open seeds",
+            f"{means['ours']:.1f} (baseline {means['strong']:.1f}); confidence thresholds "
+            f"{'searched on open seeds' if options.searched else 'by default'}",
         ),
         record(
             "f1", 100 * ours.f1, "%", 100 * strong.f1, None,

@@ -44,8 +44,7 @@ class StilleCam:
         dtype: of weights and activations; None: bfloat16 on GPUs and on CPUs that multiply in it, else float32.
         int8: whether the backbone computes in 8 bits; None: on a CPU that is fast at it, if no dtype is asked for and
             the configuration has the ranges of its activations.
-        graphs: whether batches are filled up to few sizes, each of which is one CUDA graph on a GPU. It has been tried
-            on CPUs only, where there are no graphs, so it has to be asked for.
+        graphs: whether batches are filled up to few sizes, each of which is one CUDA graph on a GPU.
         compile: whether a GPU computes by `torch.compile`, which takes a minute or two at the first frame; where that
             fails, it goes on without.
 
