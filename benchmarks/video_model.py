@@ -158,11 +158,12 @@ def memories(device: torch.device, cameras: int, rounds: int) -> list[Record]:
         rows = torch.arange(cameras, device=device)
         now = torch.full((cameras,), 60.0, dtype=torch.float64, device=device)
         x = torch.randn(cameras, config.carried, config.dim, device=device).to(cam.dtype)
+        box = torch.tensor([0.2, 0.2, 0.4, 0.6], device=device).expand(cameras, config.carried, 4)
         net = cam.network.identity
 
         @torch.inference_mode()
-        def run(cam=cam, net=net, x=x, rows=rows, now=now) -> None:
-            net(x, torch.zeros_like(x), cam._context(rows, net.query(x, torch.zeros_like(x)), now))
+        def run(cam=cam, net=net, x=x, box=box, rows=rows, now=now) -> None:
+            net(x, torch.zeros_like(x), box, cam._context(rows, net.query(x, torch.zeros_like(x)), now))
 
         spent[kind] = seconds(run, 5 * rounds, device) / cameras
         with FlopCounterMode(display=False) as counter:
